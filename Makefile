@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0
+# kvmsnap: make help lists the targets.
+
+KDIR   ?= /lib/modules/$(shell uname -r)/build
+PREFIX ?= /usr/local
+CC     ?= cc
+
+all: modules helper
+
+help:
+	@echo 'Build:'
+	@echo '  all               modules and helper (default)'
+	@echo '  modules           kmod/kvmsnap.ko for the running kernel, or KDIR=/lib/modules/X/build'
+	@echo '  helper            libkvmsnap and the kvmsnap command (libmnl, liburing, jansson)'
+	@echo '  install           modules_install and install-helper; DESTDIR and PREFIX count'
+	@echo '  modules_install   kvmsnap.ko into /lib/modules'
+	@echo '  install-helper    command, library, headers and manual page into PREFIX'
+	@echo '  clean'
+	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
+	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
+	@echo '  test              all tests; KERNEL=6.1|6.12|7.3 (6.12), TESTS="names"'
+	@echo '  bench             side by side with stock QEMU; writes the table into README.md'
+	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
+
+modules:
+	$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod modules
+
+modules_install:
+	$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod modules_install
+
+helper:
+	$(MAKE) -C helper all
+
+tests:
+	$(MAKE) -C tools/testing/selftests/kvmsnap all
+	$(MAKE) -C tools/testing/guest all
+
+install: modules_install install-helper
+
+install-helper:
+	$(MAKE) -C helper install
+
+install-tests:
+	$(MAKE) -C tools/testing/selftests/kvmsnap install
+	$(MAKE) -C tools/testing/guest install
+
+clean:
+	-$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod clean
+	$(MAKE) -C helper clean
+	$(MAKE) -C tools/testing/selftests/kvmsnap clean
+	$(MAKE) -C tools/testing/guest clean
+
+KERNEL ?= 6.12
+VM := tools/testing/vm/run --kernel $(KERNEL)
+
+demo:
+	$(VM) --disk 4G -- tools/testing/demo
+
+test:
+	KERNEL=$(KERNEL) tools/testing/test $(TESTS)
+
+bench:
+	tools/testing/bench/bench
+
+shell:
+	$(VM) --disk 4G -- sh -c '$(CMD)'
+
+export KDIR PREFIX CC DESTDIR
+.PHONY: all help modules modules_install helper tests install install-helper install-tests \
+	clean demo test bench shell
