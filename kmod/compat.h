@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What differs between the kernels we build for (6.1 to 7.3).  Nothing outside of this
+ * file looks at versions.
+ */
+#ifndef KVMSNAP_COMPAT_H
+#define KVMSNAP_COMPAT_H
+
+#include <linux/eventfd.h>
+#include <linux/fs.h>
+#include <linux/kvm_host.h>
+#include <linux/mm.h>
+#include <linux/user_namespace.h>
+#include <linux/version.h>
+
+/* The vmas argument went away in 6.5. */
+static inline long kvmsnap_gup_remote(struct mm_struct *mm, unsigned long start,
+				      unsigned long nr_pages, unsigned int flags,
+				      struct page **pages)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+	return get_user_pages_remote(mm, start, nr_pages, flags, pages, NULL, NULL);
+#else
+	return get_user_pages_remote(mm, start, nr_pages, flags, pages, NULL);
+#endif
+}
+
+/* The count went away in 6.8. */
+static inline void kvmsnap_eventfd_signal(struct eventfd_ctx *ctx)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+	eventfd_signal(ctx, 1);
+#else
+	eventfd_signal(ctx);
+#endif
+}
+
+/* Address spaces of a VM were a constant before 6.8. */
+static inline int kvmsnap_kvm_nr_as(struct kvm *kvm)
+{
+#ifdef KVM_ADDRESS_SPACE_NUM
+	return KVM_ADDRESS_SPACE_NUM;
+#else
+	return kvm_arch_nr_memslot_as_ids(kvm);
+#endif
+}
+
+/*
+ * The user namespace that owns an mm moved to the task, out of a module's reach.  There
+ * only the initial namespace's capability counts, which is stricter.
+ */
+static inline struct user_namespace *kvmsnap_mm_user_ns(struct mm_struct *mm)
+{
+#if __has_include(<linux/sched/exec_state.h>)
+	return &init_user_ns;
+#else
+	return mm->user_ns;
+#endif
+}
+
+#endif

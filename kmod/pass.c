@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A pass: workers carry a set of pages from guest memory to the writer.
+ *
+ * The work is cut in chunks of 2 MiB.  A worker takes the next chunk, looks its pages up
+ * with the VM's mm in use, lets go of the mm, and sends each run of pages with content
+ * off as one request.  It never holds the mm while it waits for the target, so that a
+ * dying VMM is not kept alive by a slow disk, and never sleeps for anything a VMM
+ * controls: it queues itself for later instead.
+ *
+ * After KVMSNAP_TURN_CHUNKS chunks a worker goes to the end of the queue, so that the
+ * sessions of several VMs share the CPUs.
+ */
+#include <linux/kthread.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+
+#include "kvm.h"
+#include "pass.h"
+#include "session.h"
+#include "trace.h"
+
+#define KVMSNAP_TURN_CHUNKS	8
+#define KVMSNAP_RETRY_JIFFIES	max(HZ / 200, 1)
+
+static struct workqueue_struct *kvmsnap_pass_wq;
+
+/* In worker->pages: a page that is not of this pass. */
+#define KVMSNAP_NOT_IN_PASS	((struct page *)ERR_PTR(-ENODATA))
+
+void kvmsnap_pass_get(struct kvmsnap_session *session)
+{
+	WARN_ON_ONCE(!atomic_inc_not_zero(&session->pass.pending));
+}
+
+/* The last to leave ends the pass and drops its reference on the session. */
+void kvmsnap_pass_put(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	u32 i;
+
+	if (!atomic_dec_and_test(&pass->pending))
+		return;
+	for (i = 0; i < pass->nr_workers; i++)
+		kvmsnap_seeker_release(&pass->workers[i].seeker);
+	pass->ended = ktime_get();
+	kvmsnap_session_pass_over(session);
+	kvmsnap_session_put(session);
+}
+
+/* Take the next chunk of the pass; false when there is none. */
+static bool kvmsnap_worker_next_chunk(struct kvmsnap_session *session,
+				      struct kvmsnap_worker *worker)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	u64 chunk = atomic64_fetch_inc(&pass->next_chunk);
+	struct kvmsnap_region *region;
+	u32 i;
+
+	if (chunk >= pass->nr_chunks)
+		return false;
+	for (i = 0; i < session->nr_regions; i++) {
+		region = session->regions[i];
+		if (chunk < kvmsnap_region_chunks(region))
+			break;
+		chunk -= kvmsnap_region_chunks(region);
+	}
+	worker->region = region;
+	worker->first_page = chunk * KVMSNAP_CHUNK_PAGES;
+	worker->nr_pages = min_t(u64, KVMSNAP_CHUNK_PAGES, region->nr_pages - worker->first_page);
+	worker->filled = 0;
+	worker->next = 0;
+	return true;
+}
+
+/* The length of the run of pages from @from on that are, or are not, in the pass. */
+static u32 kvmsnap_worker_run(struct kvmsnap_worker *worker, u32 from, bool *in_pass)
+{
+	const unsigned long *todo;
+	u32 end;
+
+	*in_pass = true;
+	if (worker->pass->kind == KVMSNAP_PASS_ALL)
+		return worker->nr_pages - from;
+
+	/* A chunk starts at a word of the bitmap. */
+	todo = worker->region->todo + BIT_WORD(worker->first_page);
+	*in_pass = test_bit(from, todo);
+	if (*in_pass)
+		end = find_next_zero_bit(todo, worker->nr_pages, from);
+	else
+		end = find_next_bit(todo, worker->nr_pages, from);
+	return end - from;
+}
+
+/*
+ * Look up the pages of the chunk.  Return 0 when all are, -EAGAIN to come back later, or
+ * the error at page worker->filled.
+ */
+static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
+{
+	struct kvmsnap_region *region = worker->region;
+	struct mm_struct *mm = kvmsnap_vm_mm(session->vm);
+	long ret = 0;
+
+	if (!mmget_not_zero(mm))
+		return -ESRCH;
+	kthread_use_mm(mm);
+	while (worker->filled < worker->nr_pages) {
+		struct page **pages = worker->pages + worker->filled;
+		bool in_pass;
+		u32 n = kvmsnap_worker_run(worker, worker->filled, &in_pass);
+
+		if (in_pass) {
+			u64 page = worker->first_page + worker->filled;
+
+			ret = kvmsnap_pages_get(mm, &worker->seeker,
+						region->hva + (page << PAGE_SHIFT), n, pages);
+			if (ret < 0)
+				break;
+			n = ret;
+		} else {
+			u32 i;
+
+			for (i = 0; i < n; i++)
+				pages[i] = KVMSNAP_NOT_IN_PASS;
+		}
+		worker->filled += n;
+	}
+	kthread_unuse_mm(mm);
+	/* The address space may end here: not in our context. */
+	mmput_async(mm);
+	return min(ret, 0L);
+}
+
+/*
+ * The page to write for page @i of the chunk, with its reference, or NULL for none.  What
+ * is zeros is written only over what is not, or where zeros are wanted.
+ */
+static struct page *kvmsnap_worker_take(struct kvmsnap_worker *worker, u32 i)
+{
+	struct kvmsnap_region *region = worker->region;
+	u64 nr = worker->first_page + i;
+	struct page *page = worker->pages[i];
+	bool write_zeros = (region->flags & KVMSNAP_REGION_WHOLE) ||
+			   test_bit(nr % BITS_PER_LONG, region->present + BIT_WORD(nr));
+
+	if (page == KVMSNAP_NOT_IN_PASS)
+		return NULL;
+	if (!page) {
+		if (!write_zeros) {
+			worker->pages_untouched++;
+			return NULL;
+		}
+		page = ZERO_PAGE(0);
+		get_page(page);
+	} else if (!write_zeros && kvmsnap_page_is_zero(page)) {
+		kvmsnap_pages_put(page, 1);
+		worker->pages_zero++;
+		return NULL;
+	}
+	worker->pages[i] = page;
+	return page;
+}
+
+/*
+ * Send the looked-up pages off, a request a run.  Return 0 when all are, -EAGAIN to come
+ * back later with worker->req waiting, -ECANCELED when the pass is to end.
+ */
+static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
+{
+	for (;;) {
+		struct page *page;
+
+		if (worker->req && (worker->run_over || worker->next == worker->filled)) {
+			int err = kvmsnap_request_submit(worker->req);
+
+			if (err)
+				return err;
+			worker->req = NULL;
+		}
+		if (worker->next == worker->filled)
+			return 0;
+
+		page = kvmsnap_worker_take(worker, worker->next);
+		if (page && !worker->req) {
+			worker->req = kvmsnap_request_get(session);
+			if (!worker->req)
+				return -ECANCELED;
+			kvmsnap_request_begin(worker->req, worker->region,
+					      worker->first_page + worker->next);
+		}
+		if (page)
+			kvmsnap_request_add(worker->req, page);
+		worker->run_over = !page;
+		worker->next++;
+	}
+}
+
+/* One chunk.  Return 0 when it is dealt with, 1 when there is none left, or an error. */
+static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
+{
+	struct kvmsnap_pass *pass = worker->pass;
+	int err, fill_err;
+
+	if (READ_ONCE(session->error))
+		return -ECANCELED;
+	if (!worker->region && !kvmsnap_worker_next_chunk(session, worker))
+		return 1;
+
+	fill_err = kvmsnap_worker_fill(session, worker);
+	err = kvmsnap_worker_send(session, worker);
+
+	atomic64_add(worker->pages_zero, &pass->pages_zero);
+	atomic64_add(worker->pages_untouched, &pass->pages_untouched);
+	worker->pages_zero = 0;
+	worker->pages_untouched = 0;
+
+	if (!err && fill_err && fill_err != -EAGAIN)
+		kvmsnap_session_fail(session, fill_err, worker->region->offset +
+				     ((worker->first_page + worker->filled) << PAGE_SHIFT));
+	err = err ?: fill_err;
+	if (!err)
+		worker->region = NULL;
+	return err;
+}
+
+static void kvmsnap_worker_turn(struct work_struct *work)
+{
+	struct kvmsnap_worker *worker = container_of(to_delayed_work(work), struct kvmsnap_worker,
+						     work);
+	struct kvmsnap_session *session = container_of(worker->pass, struct kvmsnap_session, pass);
+	int i, err = 0;
+
+	for (i = 0; i < KVMSNAP_TURN_CHUNKS && !err; i++)
+		err = kvmsnap_worker_chunk(session, worker);
+	if (!err || err == -EAGAIN) {
+		queue_delayed_work(kvmsnap_pass_wq, &worker->work, err ? KVMSNAP_RETRY_JIFFIES : 0);
+		return;
+	}
+
+	/* Through, or the pass is to end: drop what was looked up and not sent. */
+	for (; worker->next < worker->filled; worker->next++) {
+		struct page *page = worker->pages[worker->next];
+
+		if (page && page != KVMSNAP_NOT_IN_PASS)
+			kvmsnap_pages_put(page, 1);
+	}
+	if (worker->req)
+		kvmsnap_request_put(worker->req);
+	kvmsnap_pass_put(session);	/* may free the session */
+}
+
+/**
+ * kvmsnap_pass_start() - put the workers to work
+ * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen
+ * @kind: all pages, or those in the regions' todo bitmaps
+ * @pages: how many that is
+ *
+ * Context: session->lock held.  Takes a reference on the session until the pass is over.
+ */
+void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u64 pages)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	u32 i;
+
+	lockdep_assert_held(&session->lock);
+	pass->kind = kind;
+	pass->nr_chunks = 0;
+	for (i = 0; i < session->nr_regions; i++)
+		pass->nr_chunks += kvmsnap_region_chunks(session->regions[i]);
+	atomic64_set(&pass->next_chunk, 0);
+	pass->pages_total = pages;
+	atomic64_set(&pass->pages_zero, 0);
+	atomic64_set(&pass->pages_untouched, 0);
+	kvmsnap_writer_reset_stats(&session->writer);
+	pass->began = ktime_get();
+	pass->ended = 0;
+	trace_kvmsnap_pass_begin(session->id, session->pass_nr, kind, pages);
+
+	kref_get(&session->ref);
+	atomic_set(&pass->pending, pass->nr_workers);
+	for (i = 0; i < pass->nr_workers; i++) {
+		struct kvmsnap_worker *worker = &pass->workers[i];
+
+		worker->region = NULL;
+		worker->req = NULL;
+		worker->filled = 0;
+		worker->next = 0;
+		queue_delayed_work(kvmsnap_pass_wq, &worker->work, 0);
+	}
+}
+
+u64 kvmsnap_pass_memory(const struct kvmsnap_pass *pass)
+{
+	return pass->nr_workers *
+	       (sizeof(struct kvmsnap_worker) + KVMSNAP_CHUNK_PAGES * sizeof(struct page *));
+}
+
+/* May sleep.  Undone by kvmsnap_pass_destroy(), also when it fails. */
+int kvmsnap_pass_init(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	u32 nr = min_t(u32, num_online_cpus(), KVMSNAP_MAX_WORKERS);
+
+	pass->workers = kcalloc(nr, sizeof(*pass->workers), GFP_KERNEL_ACCOUNT);
+	if (!pass->workers)
+		return -ENOMEM;
+	for (pass->nr_workers = 0; pass->nr_workers < nr; pass->nr_workers++) {
+		struct kvmsnap_worker *worker = &pass->workers[pass->nr_workers];
+
+		worker->pages = kcalloc(KVMSNAP_CHUNK_PAGES, sizeof(*worker->pages),
+					GFP_KERNEL_ACCOUNT);
+		if (!worker->pages)
+			return -ENOMEM;
+		worker->pass = pass;
+		INIT_DELAYED_WORK(&worker->work, kvmsnap_worker_turn);
+	}
+	return 0;
+}
+
+void kvmsnap_pass_destroy(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	while (pass->nr_workers)
+		kfree(pass->workers[--pass->nr_workers].pages);
+	kfree(pass->workers);
+}
+
+int kvmsnap_pass_module_init(void)
+{
+	/* Workers sleep for their target; many may, and the others must not wait for them. */
+	kvmsnap_pass_wq = alloc_workqueue("kvmsnap_pass", WQ_UNBOUND, WQ_MAX_ACTIVE);
+	return kvmsnap_pass_wq ? 0 : -ENOMEM;
+}
+
+void kvmsnap_pass_module_exit(void)
+{
+	destroy_workqueue(kvmsnap_pass_wq);
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef KVMSNAP_PASS_H
+#define KVMSNAP_PASS_H
+
+#include <linux/atomic.h>
+#include <linux/ktime.h>
+#include <linux/workqueue.h>
+
+#include "pages.h"
+#include "region.h"
+
+struct kvmsnap_request;
+struct kvmsnap_session;
+
+/* Beyond this a disk is busy and CPUs are better left to the guests. */
+#define KVMSNAP_MAX_WORKERS	16
+
+/**
+ * struct kvmsnap_worker - one of the kernel workers of a pass
+ * @pass: it works for
+ * @work: runs a turn of it; queues itself again until the pass has no chunk left
+ * @region: of the chunk at hand; NULL when there is none
+ * @first_page: of the chunk, in @region
+ * @nr_pages: of the chunk
+ * @filled: pages[0..filled) have been looked up
+ * @next: pages[0..next) have been dealt with; the references on the rest are ours
+ * @pages: KVMSNAP_CHUNK_PAGES entries
+ * @req: being filled, or waiting for a frozen file system
+ * @run_over: the run that @req carries has ended
+ * @pages_zero: found, not yet added to the pass's figure
+ * @pages_untouched: likewise
+ * @seeker: for holes of memory files
+ */
+struct kvmsnap_worker {
+	struct kvmsnap_pass *pass;
+	struct delayed_work work;
+	struct kvmsnap_region *region;
+	u64 first_page;
+	u32 nr_pages;
+	u32 filled;
+	u32 next;
+	struct page **pages;
+	struct kvmsnap_request *req;
+	bool run_over;
+	u32 pages_zero;
+	u32 pages_untouched;
+	struct kvmsnap_seeker seeker;
+};
+
+/**
+ * struct kvmsnap_pass - a set of pages on its way to the target
+ *
+ * @pending counts what the pass still waits for: one a worker that is not through, one a
+ * write in flight.  The last to leave ends the pass.
+ */
+struct kvmsnap_pass {
+	atomic_t pending;
+	atomic64_t next_chunk;		/* of all regions, counted through */
+	u64 nr_chunks;
+	enum kvmsnap_pass_kind kind;
+	u32 nr_workers;
+	struct kvmsnap_worker *workers;
+
+	/* Figures, reset at the start. */
+	u64 pages_total;
+	atomic64_t pages_zero;
+	atomic64_t pages_untouched;
+	ktime_t began;
+	ktime_t ended;			/* 0 while running */
+};
+
+int kvmsnap_pass_init(struct kvmsnap_session *session);
+void kvmsnap_pass_destroy(struct kvmsnap_session *session);
+void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u64 pages);
+void kvmsnap_pass_get(struct kvmsnap_session *session);
+void kvmsnap_pass_put(struct kvmsnap_session *session);
+u64 kvmsnap_pass_memory(const struct kvmsnap_pass *pass);
+
+int kvmsnap_pass_module_init(void);
+void kvmsnap_pass_module_exit(void);
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef KVMSNAP_REGION_H
+#define KVMSNAP_REGION_H
+
+#include <linux/mm.h>
+#include <linux/kvmsnap.h>
+
+static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
+
+#define KVMSNAP_MAX_REGIONS	256
+/* Of all regions together; at two bits a page that is 1 GiB of bitmaps at most. */
+#define KVMSNAP_MAX_BYTES	(1ULL << 44)
+
+/* A worker takes a chunk at a time: 2 MiB of a region, aligned in the region. */
+#define KVMSNAP_CHUNK_PAGES	512
+
+/**
+ * struct kvmsnap_region - a range of host addresses and its place in the target
+ * @id: index in the session
+ * @flags: of enum kvmsnap_region_flags
+ * @hva: first byte, in the VM's process
+ * @offset: where it lies in the target
+ * @nr_pages: length
+ * @present: a bit a page: written to the target.  While a pass runs, only the
+ *	writer's done_work sets bits; all else happens between passes.
+ * @todo: a bit a page: the pass has yet to take it; NULL until a pass over ranges needs
+ *	it.  A chunk's bits belong to the worker that has taken the chunk.
+ *
+ * The fields but the bitmaps' bits don't change after the region is in its session.
+ */
+struct kvmsnap_region {
+	u32 id;
+	u32 flags;
+	u64 hva;
+	u64 offset;
+	u64 nr_pages;
+	unsigned long *present;
+	unsigned long *todo;
+};
+
+struct kvmsnap_region *kvmsnap_region_alloc(const struct kvmsnap_add_region *arg);
+void kvmsnap_region_free(struct kvmsnap_region *region);
+int kvmsnap_region_alloc_todo(struct kvmsnap_region *region);
+int kvmsnap_region_copy_present(const struct kvmsnap_region *region, u64 first_page, u64 nr_pages,
+				void __user *user);
+bool kvmsnap_region_overlaps(const struct kvmsnap_region *a, const struct kvmsnap_region *b);
+
+static inline u64 kvmsnap_region_bytes(const struct kvmsnap_region *region)
+{
+	return region->nr_pages << PAGE_SHIFT;
+}
+
+static inline u64 kvmsnap_region_chunks(const struct kvmsnap_region *region)
+{
+	return DIV_ROUND_UP_ULL(region->nr_pages, KVMSNAP_CHUNK_PAGES);
+}
+
+static inline u64 kvmsnap_region_bitmap_bytes(const struct kvmsnap_region *region)
+{
+	return BITS_TO_LONGS(region->nr_pages) * sizeof(long);
+}
+
+#endif

@@ -1,0 +1,636 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Sessions: set-up, states, and the end.
+ *
+ * A session ends in this order:
+ *  1. The file is closed: kvmsnap_session_close() takes it off the list and sets the
+ *     error that ends the pass.  Nothing waits.
+ *  2. Workers see the error, drop what they hold and leave; writes in flight complete.
+ *     The last of them ends the pass, which drops its reference.
+ *  3. The last reference frees: the VM is unbound, the target, regions and pool go.
+ * Without a running pass 3 follows 1 at once.
+ */
+#include <linux/eventfd.h>
+#include <linux/file.h>
+#include <linux/module.h>
+#include <linux/poll.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "kvm.h"
+#include "session.h"
+#include "trace.h"
+
+LIST_HEAD(kvmsnap_sessions);
+DEFINE_MUTEX(kvmsnap_sessions_lock);
+static u32 kvmsnap_last_id;		/* kvmsnap_sessions_lock */
+
+#define KVMSNAP_NO_OFFSET	(~0ULL)
+
+/* The one place where the state changes; see the arrows in session.h. */
+static void kvmsnap_session_set_state(struct kvmsnap_session *session, enum kvmsnap_state state)
+{
+	lockdep_assert_held(&session->state_lock);
+	session->state = state;
+}
+
+static void kvmsnap_session_notify_locked(struct kvmsnap_session *session)
+{
+	lockdep_assert_held(&session->state_lock);
+	session->end_seen = false;
+	if (session->eventfd)
+		kvmsnap_eventfd_signal(session->eventfd);
+	wake_up_all(&session->wait);
+}
+
+/**
+ * kvmsnap_session_fail() - end the running pass with an error
+ * @session: any state; nothing happens when no pass runs or it failed already
+ * @error: negative errno
+ * @offset: in the target, or KVMSNAP_NO_OFFSET
+ *
+ * Context: process context, no session locks.
+ */
+void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset)
+{
+	spin_lock(&session->state_lock);
+	if (session->state == KVMSNAP_STATE_RUNNING && !session->error) {
+		WRITE_ONCE(session->error, error);
+		session->error_offset = offset;
+	}
+	spin_unlock(&session->state_lock);
+	wake_up_all(&session->writer.wait);
+}
+
+/* The VM's address space is gone; called by kvm.c. */
+static void kvmsnap_session_vm_gone(void *data)
+{
+	struct kvmsnap_session *session = data;
+
+	kvmsnap_session_fail(session, -ESRCH, KVMSNAP_NO_OFFSET);
+	spin_lock(&session->state_lock);
+	session->vm_gone = true;
+	if (session->state != KVMSNAP_STATE_RUNNING) {
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_DEAD);
+		kvmsnap_session_notify_locked(session);
+	}
+	spin_unlock(&session->state_lock);
+}
+
+/* Called by the pass, once, when nothing of it is left. */
+void kvmsnap_session_pass_over(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	spin_lock(&session->state_lock);
+	trace_kvmsnap_pass_end(session->id, session->pass_nr, session->error,
+			       atomic64_read(&session->writer.bytes),
+			       ktime_to_ns(ktime_sub(pass->ended, pass->began)));
+	if (session->vm_gone)
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_DEAD);
+	else if (session->error)
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_FAILED);
+	else
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
+	kvmsnap_session_notify_locked(session);
+	spin_unlock(&session->state_lock);
+}
+
+static void kvmsnap_session_free(struct kvmsnap_session *session)
+{
+	/* Nobody else is left: not the file, no worker, no write in flight. */
+	if (session->vm)
+		kvmsnap_vm_unbind(session->vm);
+	if (session->target)
+		fput(session->target);
+	while (session->nr_regions)
+		kvmsnap_region_free(session->regions[--session->nr_regions]);
+	if (session->eventfd)
+		eventfd_ctx_put(session->eventfd);
+	kvmsnap_pass_destroy(session);
+	kvmsnap_writer_destroy(session);
+	kfree(session);
+	/* We may be on a work queue of ours: module exit waits for it. */
+	module_put(THIS_MODULE);
+}
+
+static void kvmsnap_session_release(struct kref *ref)
+{
+	kvmsnap_session_free(container_of(ref, struct kvmsnap_session, ref));
+}
+
+/* Drop a reference.  Process context; may free the session and sleep for it. */
+void kvmsnap_session_put(struct kvmsnap_session *session)
+{
+	kref_put(&session->ref, kvmsnap_session_release);
+}
+
+/**
+ * kvmsnap_session_create() - make a session for an open file
+ *
+ * Context: process context, may sleep.
+ * Return: the session, on the list, with one reference, or -ENOMEM.
+ */
+struct kvmsnap_session *kvmsnap_session_create(void)
+{
+	struct kvmsnap_session *session;
+	int err;
+
+	session = kzalloc(sizeof(*session), GFP_KERNEL_ACCOUNT);
+	if (!session)
+		return ERR_PTR(-ENOMEM);
+	__module_get(THIS_MODULE);
+	kref_init(&session->ref);
+	mutex_init(&session->lock);
+	spin_lock_init(&session->state_lock);
+	init_waitqueue_head(&session->wait);
+	session->error_offset = KVMSNAP_NO_OFFSET;
+	session->end_seen = true;
+	session->owner = task_tgid_nr(current);
+
+	err = kvmsnap_writer_init(session);
+	if (!err)
+		err = kvmsnap_pass_init(session);
+	if (err) {
+		kvmsnap_session_free(session);
+		return ERR_PTR(err);
+	}
+
+	mutex_lock(&kvmsnap_sessions_lock);
+	session->id = ++kvmsnap_last_id;
+	list_add_tail(&session->node, &kvmsnap_sessions);
+	mutex_unlock(&kvmsnap_sessions_lock);
+	return session;
+}
+
+/* The file is closed.  Never waits for I/O. */
+void kvmsnap_session_close(struct kvmsnap_session *session)
+{
+	mutex_lock(&kvmsnap_sessions_lock);
+	list_del(&session->node);
+	mutex_unlock(&kvmsnap_sessions_lock);
+
+	kvmsnap_session_fail(session, -ESHUTDOWN, KVMSNAP_NO_OFFSET);
+	kvmsnap_session_put(session);
+}
+
+/* Set-up is possible when no pass runs.  session->lock keeps one from starting. */
+static int kvmsnap_session_check_setup(struct kvmsnap_session *session)
+{
+	int err = 0;
+
+	lockdep_assert_held(&session->lock);
+	spin_lock(&session->state_lock);
+	if (session->state == KVMSNAP_STATE_RUNNING)
+		err = -EBUSY;
+	else if (session->state == KVMSNAP_STATE_DEAD)
+		err = -ESRCH;
+	spin_unlock(&session->state_lock);
+	return err;
+}
+
+int kvmsnap_session_bind_vm(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_bind_vm *arg = data;
+	struct kvmsnap_vm *vm;
+	int err;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved)
+		return -EINVAL;
+
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	err = -EBUSY;
+	if (session->vm)
+		goto out;
+	err = kvmsnap_session_check_setup(session);
+	if (err)
+		goto out;
+	vm = kvmsnap_vm_bind(arg->vm_fd, kvmsnap_session_vm_gone, session);
+	err = PTR_ERR_OR_ZERO(vm);
+	if (!err)
+		session->vm = vm;
+out:
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_set_target *arg = data;
+	struct file *file, *old;
+	u32 i;
+	int err;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved)
+		return -EINVAL;
+	file = fget(arg->fd);
+	if (!file)
+		return -EBADF;
+	err = kvmsnap_target_check(file);
+	if (err)
+		goto out_file;
+
+	err = -EINTR;
+	if (mutex_lock_killable(&session->lock))
+		goto out_file;
+	err = kvmsnap_session_check_setup(session);
+	if (err)
+		goto out_unlock;
+
+	old = session->target;
+	session->target = file;
+	file = old;
+	for (i = 0; i < session->nr_regions; i++) {
+		struct kvmsnap_region *region = session->regions[i];
+
+		memset(region->present, 0, kvmsnap_region_bitmap_bytes(region));
+	}
+	spin_lock(&session->state_lock);
+	if (session->state == KVMSNAP_STATE_FAILED) {
+		WRITE_ONCE(session->error, 0);
+		session->error_offset = KVMSNAP_NO_OFFSET;
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
+	}
+	spin_unlock(&session->state_lock);
+out_unlock:
+	mutex_unlock(&session->lock);
+out_file:
+	if (file)
+		fput(file);
+	return err;
+}
+
+/* Another process's memory is ours to read only where it is the VM's. */
+static int kvmsnap_session_check_memslots(struct kvmsnap_session *session,
+					  const struct kvmsnap_region *region)
+{
+	int has;
+
+	if (kvmsnap_vm_is_ours(session->vm))
+		return 0;
+	has = kvmsnap_vm_has_hva(session->vm, region->hva);
+	if (has > 0)
+		has = kvmsnap_vm_has_hva(session->vm,
+					 region->hva + kvmsnap_region_bytes(region) - PAGE_SIZE);
+	if (has < 0)
+		return has;
+	return has ? 0 : -ENXIO;
+}
+
+int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_add_region *arg = data;
+	struct kvmsnap_region *region;
+	u32 i;
+	int err;
+
+	if (arg->flags & ~KVMSNAP_REGION_WHOLE)
+		return -EOPNOTSUPP;
+	if (arg->reserved)
+		return -EINVAL;
+	region = kvmsnap_region_alloc(arg);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+
+	err = -EINTR;
+	if (mutex_lock_killable(&session->lock))
+		goto out_region;
+	err = kvmsnap_session_check_setup(session);
+	if (err)
+		goto out_unlock;
+	err = -ENODEV;
+	if (!session->vm)
+		goto out_unlock;
+	err = -ENOSPC;
+	if (session->nr_regions == KVMSNAP_MAX_REGIONS)
+		goto out_unlock;
+	err = -EOVERFLOW;
+	if ((session->total_pages + region->nr_pages) << PAGE_SHIFT > KVMSNAP_MAX_BYTES)
+		goto out_unlock;
+	err = -EEXIST;
+	for (i = 0; i < session->nr_regions; i++)
+		if (kvmsnap_region_overlaps(region, session->regions[i]))
+			goto out_unlock;
+	err = kvmsnap_session_check_memslots(session, region);
+	if (err)
+		goto out_unlock;
+
+	region->id = session->nr_regions;
+	arg->region_id = region->id;
+	session->total_pages += region->nr_pages;
+	session->regions[session->nr_regions++] = region;
+	region = NULL;
+out_unlock:
+	mutex_unlock(&session->lock);
+out_region:
+	if (region)
+		kvmsnap_region_free(region);
+	return err;
+}
+
+/* Put the caller's ranges into the todo bitmaps; *pages is how many pages that is. */
+static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
+				       const struct kvmsnap_queue *arg, u64 *pages)
+{
+	const struct kvmsnap_range __user *user = u64_to_user_ptr(arg->ranges);
+	struct kvmsnap_region *region;
+	struct kvmsnap_range range;
+	u32 i;
+	u64 p;
+	int err;
+
+	for (i = 0; i < session->nr_regions; i++) {
+		region = session->regions[i];
+		if (region->todo)
+			memset(region->todo, 0, kvmsnap_region_bitmap_bytes(region));
+	}
+
+	*pages = 0;
+	for (i = 0; i < arg->nr_ranges; i++) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (copy_from_user(&range, &user[i], sizeof(range)))
+			return -EFAULT;
+		if (range.reserved || !range.nr_pages)
+			return -EINVAL;
+		if (range.region_id >= session->nr_regions)
+			return -ENOENT;
+		region = session->regions[range.region_id];
+		if (range.first_page >= region->nr_pages ||
+		    range.nr_pages > region->nr_pages - range.first_page)
+			return -ERANGE;
+		err = kvmsnap_region_alloc_todo(region);
+		if (err)
+			return err;
+		for (p = range.first_page; p < range.first_page + range.nr_pages; p++) {
+			*pages += !__test_and_set_bit(p % BITS_PER_LONG,
+						      region->todo + BIT_WORD(p));
+			if (!(p % SZ_1M))
+				cond_resched();
+		}
+	}
+	/* The workers go through all chunks: each region needs a bitmap. */
+	for (i = 0; i < session->nr_regions; i++) {
+		err = kvmsnap_region_alloc_todo(session->regions[i]);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Can a pass write all regions to the target?  Called with session->lock held. */
+static int kvmsnap_session_check_target(struct kvmsnap_session *session)
+{
+	struct mm_struct *mm = kvmsnap_vm_mm(session->vm);
+	u64 size = kvmsnap_target_size(session->target);
+	int err = 0;
+	u32 i;
+
+	if (!mmget_not_zero(mm))
+		return -ESRCH;
+	for (i = 0; i < session->nr_regions && !err; i++) {
+		struct kvmsnap_region *region = session->regions[i];
+
+		if (region->offset + kvmsnap_region_bytes(region) > size)
+			err = -EFBIG;
+		else if (kvmsnap_region_maps_file(mm, region, session->target))
+			err = -EDEADLK;
+	}
+	mmput_async(mm);
+	return err;
+}
+
+int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_queue *arg = data;
+	u64 pages;
+	int err;
+
+	if (arg->flags || arg->kind > KVMSNAP_PASS_RANGES)
+		return -EOPNOTSUPP;
+	if (arg->kind == KVMSNAP_PASS_ALL ? arg->nr_ranges || arg->ranges :
+	    !arg->nr_ranges || arg->nr_ranges > KVMSNAP_MAX_RANGES)
+		return -EINVAL;
+
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	err = kvmsnap_session_check_setup(session);
+	if (err)
+		goto out;
+	err = READ_ONCE(session->error);
+	if (err)
+		goto out;
+	err = -ENODEV;
+	if (!session->vm || !session->target || !session->nr_regions)
+		goto out;
+	err = kvmsnap_session_check_target(session);
+	if (err)
+		goto out;
+	pages = session->total_pages;
+	if (arg->kind == KVMSNAP_PASS_RANGES) {
+		err = kvmsnap_session_read_ranges(session, arg, &pages);
+		if (err)
+			goto out;
+	}
+
+	spin_lock(&session->state_lock);
+	err = session->state == KVMSNAP_STATE_DEAD ? -ESRCH : 0;
+	if (!err) {
+		arg->pass = ++session->pass_nr;
+		session->end_seen = true;
+		kvmsnap_session_set_state(session, KVMSNAP_STATE_RUNNING);
+	}
+	spin_unlock(&session->state_lock);
+	if (!err)
+		kvmsnap_pass_start(session, arg->kind, pages);
+out:
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+static bool kvmsnap_session_running(struct kvmsnap_session *session)
+{
+	return READ_ONCE(session->state) == KVMSNAP_STATE_RUNNING;
+}
+
+int kvmsnap_session_wait(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_wait *arg = data;
+	long left;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+
+	if (arg->timeout_ns < 0)
+		left = wait_event_interruptible(session->wait, !kvmsnap_session_running(session));
+	else
+		left = wait_event_interruptible_timeout(session->wait,
+							!kvmsnap_session_running(session),
+							nsecs_to_jiffies(arg->timeout_ns));
+	/* Not restarted: a time-out would start anew. */
+	if (left == -ERESTARTSYS)
+		return -EINTR;
+
+	spin_lock(&session->state_lock);
+	arg->state = session->state;
+	arg->error = -session->error;
+	arg->error_offset = session->error_offset;
+	arg->pass = session->pass_nr;
+	if (session->state != KVMSNAP_STATE_RUNNING)
+		session->end_seen = true;
+	spin_unlock(&session->state_lock);
+	return arg->state == KVMSNAP_STATE_RUNNING ? -ETIME : 0;
+}
+
+int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_cancel *arg = data;
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	kvmsnap_session_fail(session, -ECANCELED, KVMSNAP_NO_OFFSET);
+	return 0;
+}
+
+/* Called with session->lock held, or by the list's holder, to whom regions only grow. */
+static u64 kvmsnap_session_memory(struct kvmsnap_session *session)
+{
+	u64 memory = sizeof(*session) + kvmsnap_writer_memory(&session->writer) +
+		     kvmsnap_pass_memory(&session->pass);
+	u32 i;
+
+	for (i = 0; i < session->nr_regions; i++) {
+		struct kvmsnap_region *region = session->regions[i];
+
+		memory += sizeof(*region) +
+			  kvmsnap_region_bitmap_bytes(region) * (region->todo ? 2 : 1);
+	}
+	return memory;
+}
+
+/* The caller holds session->lock. */
+void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_stats *stats)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	lockdep_assert_held(&session->lock);
+	spin_lock(&session->state_lock);
+	stats->state = session->state;
+	stats->error = -session->error;
+	stats->pass = session->pass_nr;
+	spin_unlock(&session->state_lock);
+
+	stats->bytes_written = atomic64_read(&session->writer.bytes);
+	stats->pages_total = pass->pages_total;
+	stats->pages_written = stats->bytes_written >> PAGE_SHIFT;
+	stats->pages_zero = atomic64_read(&pass->pages_zero);
+	stats->pages_untouched = atomic64_read(&pass->pages_untouched);
+	stats->pages_done = stats->pages_written + stats->pages_zero + stats->pages_untouched;
+	stats->requests = atomic64_read(&session->writer.completed);
+	stats->in_flight = atomic_read(&session->writer.in_flight);
+	stats->max_in_flight = READ_ONCE(session->writer.max_in_flight);
+	stats->elapsed_ns = 0;
+	if (stats->pass) {
+		ktime_t end = READ_ONCE(pass->ended) ?: ktime_get();
+
+		stats->elapsed_ns = ktime_to_ns(ktime_sub(end, pass->began));
+	}
+	stats->memory = kvmsnap_session_memory(session);
+}
+
+int kvmsnap_session_stats(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_stats *arg = data;
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	kvmsnap_session_fill_stats(session, arg);
+	mutex_unlock(&session->lock);
+	return 0;
+}
+
+/* Process of the VM, in the initial namespace; 0 without one.  session->lock held. */
+pid_t kvmsnap_session_vm_pid(struct kvmsnap_session *session)
+{
+	lockdep_assert_held(&session->lock);
+	return session->vm ? kvmsnap_vm_pid(session->vm) : 0;
+}
+
+int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_get_bitmap *arg = data;
+	void __user *user = u64_to_user_ptr(arg->data);
+	struct kvmsnap_region *region;
+	int err;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved || arg->first_page % 64 || !arg->nr_pages)
+		return -EINVAL;
+
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	err = kvmsnap_session_check_setup(session);
+	if (err == -ESRCH)
+		err = 0;	/* what was written stays written */
+	if (err)
+		goto out;
+	err = -ENOENT;
+	if (arg->region_id >= session->nr_regions)
+		goto out;
+	region = session->regions[arg->region_id];
+	err = -ERANGE;
+	if (arg->first_page >= region->nr_pages ||
+	    arg->nr_pages > region->nr_pages - arg->first_page)
+		goto out;
+	err = kvmsnap_region_copy_present(region, arg->first_page, arg->nr_pages, user);
+out:
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+int kvmsnap_session_set_eventfd(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_set_eventfd *arg = data;
+	struct eventfd_ctx *ctx = NULL;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved || arg->fd < -1)
+		return -EINVAL;
+	if (arg->fd >= 0) {
+		ctx = eventfd_ctx_fdget(arg->fd);
+		if (IS_ERR(ctx))
+			return PTR_ERR(ctx);
+	}
+	spin_lock(&session->state_lock);
+	swap(session->eventfd, ctx);
+	spin_unlock(&session->state_lock);
+	if (ctx)
+		eventfd_ctx_put(ctx);
+	return 0;
+}
+
+__poll_t kvmsnap_session_poll(struct kvmsnap_session *session, struct file *file,
+			      struct poll_table_struct *wait)
+{
+	__poll_t events = 0;
+
+	poll_wait(file, &session->wait, wait);
+	spin_lock(&session->state_lock);
+	if (session->state != KVMSNAP_STATE_RUNNING && !session->end_seen)
+		events |= EPOLLIN | EPOLLRDNORM;
+	if (session->state == KVMSNAP_STATE_FAILED)
+		events |= EPOLLERR;
+	if (session->state == KVMSNAP_STATE_DEAD)
+		events |= EPOLLHUP;
+	spin_unlock(&session->state_lock);
+	return events;
+}

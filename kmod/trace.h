@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#undef TRACE_SYSTEM
+#define TRACE_SYSTEM kvmsnap
+
+#if !defined(KVMSNAP_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
+#define KVMSNAP_TRACE_H
+
+#include <linux/tracepoint.h>
+
+/* A pass begins: @pages is what it is over. */
+TRACE_EVENT(kvmsnap_pass_begin,
+	TP_PROTO(u32 session, u64 pass, u32 kind, u64 pages),
+	TP_ARGS(session, pass, kind, pages),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u32, kind)
+		__field(u64, pass)
+		__field(u64, pages)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->pass = pass;
+		__entry->kind = kind;
+		__entry->pages = pages;
+	),
+	TP_printk("session=%u pass=%llu kind=%u pages=%llu",
+		  __entry->session, __entry->pass, __entry->kind, __entry->pages)
+);
+
+/* A pass is over, with nothing in flight. */
+TRACE_EVENT(kvmsnap_pass_end,
+	TP_PROTO(u32 session, u64 pass, int error, u64 bytes, u64 ns),
+	TP_ARGS(session, pass, error, bytes, ns),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(int, error)
+		__field(u64, pass)
+		__field(u64, bytes)
+		__field(u64, ns)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->pass = pass;
+		__entry->error = error;
+		__entry->bytes = bytes;
+		__entry->ns = ns;
+	),
+	TP_printk("session=%u pass=%llu error=%d bytes=%llu ns=%llu",
+		  __entry->session, __entry->pass, __entry->error, __entry->bytes, __entry->ns)
+);
+
+/* A write is handed to the target. @segments counts physically contiguous pieces. */
+TRACE_EVENT(kvmsnap_write_submit,
+	TP_PROTO(u32 session, u64 offset, u32 bytes, u32 segments),
+	TP_ARGS(session, offset, bytes, segments),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u32, bytes)
+		__field(u64, offset)
+		__field(u32, segments)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->offset = offset;
+		__entry->bytes = bytes;
+		__entry->segments = segments;
+	),
+	TP_printk("session=%u offset=%llu bytes=%u segments=%u",
+		  __entry->session, __entry->offset, __entry->bytes, __entry->segments)
+);
+
+/* A write is complete: @result is bytes or a negative errno, @ns since its submission. */
+TRACE_EVENT(kvmsnap_write_complete,
+	TP_PROTO(u32 session, u64 offset, u32 bytes, long result, u64 ns),
+	TP_ARGS(session, offset, bytes, result, ns),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u32, bytes)
+		__field(u64, offset)
+		__field(long, result)
+		__field(u64, ns)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->offset = offset;
+		__entry->bytes = bytes;
+		__entry->result = result;
+		__entry->ns = ns;
+	),
+	TP_printk("session=%u offset=%llu bytes=%u result=%ld ns=%llu",
+		  __entry->session, __entry->offset, __entry->bytes, __entry->result, __entry->ns)
+);
+
+#endif
+
+#undef TRACE_INCLUDE_PATH
+#define TRACE_INCLUDE_PATH .
+#undef TRACE_INCLUDE_FILE
+#define TRACE_INCLUDE_FILE trace
+#include <trace/define_trace.h>

@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+#ifndef _UAPI_LINUX_KVMSNAP_H
+#define _UAPI_LINUX_KVMSNAP_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/**
+ * DOC: kvmsnap ioctl interface
+ *
+ * open("/dev/kvmsnap") makes a session.  The session writes memory of one virtual
+ * machine to fixed offsets of one target, by direct I/O from kernel workers:
+ *
+ *   BIND_VM, SET_TARGET, ADD_REGION...   what is saved, and where to
+ *   QUEUE                                starts a pass and returns
+ *   WAIT, poll(), eventfd                tell when the pass is over
+ *   GET_BITMAP                           which pages are in the target
+ *
+ * Closing the last descriptor of the session ends it: no further write is started, and
+ * what is in flight finishes by itself.  The VM is never stopped or changed.
+ *
+ * Every structure starts with __u32 size, set by the caller to the size it knows.  A
+ * kernel that knows less accepts a larger structure when its unknown tail is zero; one
+ * that knows more treats the missing tail as zero.  Reserved fields must be zero.
+ *
+ * Errors that every ioctl may return:
+ *  - ENOTTY: unknown ioctl number.
+ *  - E2BIG: the unknown tail of the structure is not zero.
+ *  - EOPNOTSUPP: a known field holds a flag or value that this kernel doesn't know.
+ *  - EINVAL: size is too small, a reserved field isn't zero, or a field makes no sense.
+ *  - EFAULT: the structure, or memory that it points to, can't be accessed.
+ *  - EINTR: a fatal signal came while the session was busy in another ioctl.
+ * Other errors are listed with the ioctl.
+ *
+ * A *page* here is always 4096 bytes; *pages* count these.  Lengths and offsets are in
+ * bytes.  Ranges are half open.
+ */
+
+#define KVMSNAP_ABI_VERSION	1
+#define KVMSNAP_PAGE_SIZE	4096
+#define KVMSNAP_TYPE		0xC7
+
+enum {
+	KVMSNAP_CMD_INFO = 0x00,
+	KVMSNAP_CMD_BIND_VM,
+	KVMSNAP_CMD_SET_TARGET,
+	KVMSNAP_CMD_ADD_REGION,
+	KVMSNAP_CMD_QUEUE,
+	KVMSNAP_CMD_WAIT,
+	KVMSNAP_CMD_CANCEL,
+	KVMSNAP_CMD_STATS,
+	KVMSNAP_CMD_GET_BITMAP,
+	KVMSNAP_CMD_SET_EVENTFD,
+};
+
+/**
+ * enum kvmsnap_state - what a session is doing
+ * @KVMSNAP_STATE_IDLE: no pass is running; the last one, if any, succeeded
+ * @KVMSNAP_STATE_RUNNING: a pass is running
+ * @KVMSNAP_STATE_FAILED: the last pass failed or was cancelled, and none of its I/O is in
+ *	flight any more.  The target is not to be used.  SET_TARGET leads back to IDLE.
+ * @KVMSNAP_STATE_DEAD: the VM's process is gone; nothing leads out
+ */
+enum kvmsnap_state {
+	KVMSNAP_STATE_IDLE = 0,
+	KVMSNAP_STATE_RUNNING,
+	KVMSNAP_STATE_FAILED,
+	KVMSNAP_STATE_DEAD,
+};
+
+/**
+ * struct kvmsnap_info - ioctl(KVMSNAP_INFO): what this module is
+ * @size: sizeof(struct kvmsnap_info)
+ * @flags: must be 0
+ * @abi_version: out, KVMSNAP_ABI_VERSION
+ * @page_size: out, KVMSNAP_PAGE_SIZE
+ * @max_regions: out, regions a session may have
+ * @max_request_bytes: out, size of the largest write that is issued
+ * @max_requests: out, writes that a session may have in flight
+ * @reserved: out, 0
+ * @max_bytes: out, sum of the lengths of a session's regions
+ */
+struct kvmsnap_info {
+	__u32 size;
+	__u32 flags;
+	__u32 abi_version;
+	__u32 page_size;
+	__u32 max_regions;
+	__u32 max_request_bytes;
+	__u32 max_requests;
+	__u32 reserved;
+	__aligned_u64 max_bytes;
+};
+#define KVMSNAP_INFO _IO(KVMSNAP_TYPE, KVMSNAP_CMD_INFO)
+
+/**
+ * struct kvmsnap_bind_vm - ioctl(KVMSNAP_BIND_VM): name the VM to be saved, once
+ * @size: sizeof(struct kvmsnap_bind_vm)
+ * @flags: must be 0
+ * @vm_fd: a KVM VM descriptor (what KVM_CREATE_VM returned, or a duplicate)
+ * @reserved: must be 0
+ *
+ * The VM of the caller's own process needs no privilege.  Another process's needs
+ * CAP_SYS_PTRACE in the user namespace of that process's memory.
+ *
+ * Errors: EBADF not an open descriptor; ENXIO not a KVM VM; EPERM another process's VM
+ * without the capability; EBUSY a VM is bound already; ESRCH its process is gone.
+ */
+struct kvmsnap_bind_vm {
+	__u32 size;
+	__u32 flags;
+	__s32 vm_fd;
+	__u32 reserved;
+};
+#define KVMSNAP_BIND_VM _IO(KVMSNAP_TYPE, KVMSNAP_CMD_BIND_VM)
+
+/**
+ * struct kvmsnap_set_target - ioctl(KVMSNAP_SET_TARGET): name the file to write to
+ * @size: sizeof(struct kvmsnap_set_target)
+ * @flags: must be 0
+ * @fd: a regular file or a block device, open for writing
+ * @reserved: must be 0
+ *
+ * What is not written must read as zeros already: a new file does, a block device is
+ * to be zeroed first.  A new target starts empty (all bits that GET_BITMAP tells are
+ * clear), and takes a session out of KVMSNAP_STATE_FAILED.
+ *
+ * Errors: EBADF not open, or not for writing; EINVAL O_APPEND; EISDIR; ENXIO neither
+ * regular file nor block device; EOPNOTSUPP no direct I/O there, or memory-backed
+ * (tmpfs); EROFS; ETXTBSY in use as swap; EBUSY a pass is running.
+ */
+struct kvmsnap_set_target {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 reserved;
+};
+#define KVMSNAP_SET_TARGET _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_TARGET)
+
+/**
+ * enum kvmsnap_region_flags
+ * @KVMSNAP_REGION_WHOLE: write zero and untouched pages too
+ */
+enum kvmsnap_region_flags {
+	KVMSNAP_REGION_WHOLE = 1 << 0,
+};
+
+/**
+ * struct kvmsnap_add_region - ioctl(KVMSNAP_ADD_REGION): give a range of memory its place
+ * @size: sizeof(struct kvmsnap_add_region)
+ * @flags: of enum kvmsnap_region_flags
+ * @hva: start of the range in the VM process's address space, page aligned
+ * @length: bytes, page aligned, not 0
+ * @offset: where its first byte lies in the target, page aligned
+ * @region_id: out, names the region in other ioctls; counted from 0
+ * @reserved: must be 0
+ *
+ * Page N of the region has its place at @offset + N * 4096 and no other.  For another
+ * process's VM the first and the last page must belong to memslots of the VM (what lies
+ * between need not: a VGA window cut out of RAM is still that RAM).
+ *
+ * Errors: EINVAL alignment, length 0 or wrap-around; EEXIST overlaps another region in
+ * memory or in the target; ENXIO not in the VM's memslots; ENOSPC max_regions reached;
+ * EOVERFLOW max_bytes exceeded; ENODEV no VM bound; ESRCH VM's process
+ * gone; EBUSY a pass is running; ENOMEM.
+ */
+struct kvmsnap_add_region {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 hva;
+	__aligned_u64 length;
+	__aligned_u64 offset;
+	__u32 region_id;
+	__u32 reserved;
+};
+#define KVMSNAP_ADD_REGION _IO(KVMSNAP_TYPE, KVMSNAP_CMD_ADD_REGION)
+
+/**
+ * struct kvmsnap_range - pages of a region
+ * @region_id: what ADD_REGION returned
+ * @reserved: must be 0
+ * @first_page: index in the region
+ * @nr_pages: not 0
+ */
+struct kvmsnap_range {
+	__u32 region_id;
+	__u32 reserved;
+	__aligned_u64 first_page;
+	__aligned_u64 nr_pages;
+};
+
+/**
+ * enum kvmsnap_pass_kind - which pages a pass is over
+ * @KVMSNAP_PASS_ALL: all of every region
+ * @KVMSNAP_PASS_RANGES: those named by kvmsnap_queue.ranges; they may overlap
+ */
+enum kvmsnap_pass_kind {
+	KVMSNAP_PASS_ALL = 0,
+	KVMSNAP_PASS_RANGES = 1,
+};
+
+#define KVMSNAP_MAX_RANGES	65536
+
+/**
+ * struct kvmsnap_queue - ioctl(KVMSNAP_QUEUE): start a pass
+ * @size: sizeof(struct kvmsnap_queue)
+ * @flags: must be 0
+ * @kind: of enum kvmsnap_pass_kind
+ * @nr_ranges: entries at @ranges, 1 to KVMSNAP_MAX_RANGES; 0 for PASS_ALL
+ * @ranges: address of an array of struct kvmsnap_range; 0 for PASS_ALL
+ * @pass: out, number of this pass, counted from 1
+ *
+ * Writes every page of the pass that has content.  A page that is untouched or all zeros
+ * is not written, unless it was written to this target before (zeros are written then)
+ * or its region has KVMSNAP_REGION_WHOLE.  No guest page is allocated, no KSM page
+ * un-merged.  The pass reads memory as it is then: for an exact image the guest, and
+ * everything else that writes its memory, is stopped from QUEUE until the pass is over.
+ *
+ * Errors: ENODEV no VM, target or region; EBUSY a pass is running; EFBIG the target ends
+ * before the last region; EDEADLK the target is mapped as guest memory; ESRCH VM's process
+ * gone; ENOENT a range names no region; ERANGE it ends outside; in KVMSNAP_STATE_FAILED
+ * the error that led there.
+ */
+struct kvmsnap_queue {
+	__u32 size;
+	__u32 flags;
+	__u32 kind;
+	__u32 nr_ranges;
+	__aligned_u64 ranges;
+	__aligned_u64 pass;
+};
+#define KVMSNAP_QUEUE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_QUEUE)
+
+/**
+ * struct kvmsnap_wait - ioctl(KVMSNAP_WAIT): wait for the end of the pass
+ * @size: sizeof(struct kvmsnap_wait)
+ * @flags: must be 0
+ * @timeout_ns: nanoseconds; 0 only asks, negative waits without limit
+ * @state: out, enum kvmsnap_state
+ * @error: out, errno (positive) of the first failure, 0 when there was none:
+ *	ECANCELED after CANCEL; ESRCH the VM's process is gone; EFAULT memory that can't
+ *	be read; EBUSY memory waits for userfaultfd; else what the target's I/O returned
+ * @error_offset: out, offset in the target that @error is about; ~0 when it is about none
+ * @pass: out, number of the pass
+ *
+ * Returns 0 when no pass is running any more, also when it failed: look at @error.
+ * Errors: ETIME the pass is still running (out fields are valid); ERESTARTSYS/EINTR.
+ */
+struct kvmsnap_wait {
+	__u32 size;
+	__u32 flags;
+	__s64 timeout_ns;
+	__u32 state;
+	__s32 error;
+	__aligned_u64 error_offset;
+	__aligned_u64 pass;
+};
+#define KVMSNAP_WAIT _IO(KVMSNAP_TYPE, KVMSNAP_CMD_WAIT)
+
+/**
+ * struct kvmsnap_cancel - ioctl(KVMSNAP_CANCEL): end the running pass early
+ * @size: sizeof(struct kvmsnap_cancel)
+ * @flags: must be 0
+ *
+ * Returns at once; the pass ends with ECANCELED when what is in flight is complete.
+ * Nothing happens when no pass is running.
+ */
+struct kvmsnap_cancel {
+	__u32 size;
+	__u32 flags;
+};
+#define KVMSNAP_CANCEL _IO(KVMSNAP_TYPE, KVMSNAP_CMD_CANCEL)
+
+/**
+ * struct kvmsnap_stats - ioctl(KVMSNAP_STATS): figures of the running or last pass
+ * @size: sizeof(struct kvmsnap_stats)
+ * @flags: must be 0
+ * @state: out, enum kvmsnap_state
+ * @error: out, as in struct kvmsnap_wait
+ * @pass: out, number of the pass
+ * @pages_total: out, pages that the pass is over
+ * @pages_done: out, pages dealt with so far, written or not
+ * @pages_written: out
+ * @pages_zero: out, pages read, found all zeros and not written
+ * @pages_untouched: out, pages that the guest has no memory for
+ * @bytes_written: out
+ * @requests: out, writes completed
+ * @in_flight: out, writes in flight now
+ * @max_in_flight: out, the most that were at a time
+ * @elapsed_ns: out, since the pass began, until now or its end
+ * @memory: out, bytes of kernel memory the session holds: request pool and bitmaps
+ */
+struct kvmsnap_stats {
+	__u32 size;
+	__u32 flags;
+	__u32 state;
+	__s32 error;
+	__aligned_u64 pass;
+	__aligned_u64 pages_total;
+	__aligned_u64 pages_done;
+	__aligned_u64 pages_written;
+	__aligned_u64 pages_zero;
+	__aligned_u64 pages_untouched;
+	__aligned_u64 bytes_written;
+	__aligned_u64 requests;
+	__u32 in_flight;
+	__u32 max_in_flight;
+	__aligned_u64 elapsed_ns;
+	__aligned_u64 memory;
+};
+#define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
+
+/**
+ * struct kvmsnap_get_bitmap - ioctl(KVMSNAP_GET_BITMAP): which pages are in the target
+ * @size: sizeof(struct kvmsnap_get_bitmap)
+ * @flags: must be 0
+ * @region_id: what ADD_REGION returned
+ * @reserved: must be 0
+ * @first_page: first page asked for, a multiple of 64
+ * @nr_pages: pages asked for
+ * @data: address of ceil(@nr_pages / 64) * 8 bytes: bit N % 8 of byte N / 8 is set when
+ *	page @first_page + N was written; bits past the end are 0
+ *
+ * This is the bitmap of QEMU's mapped-ram format (migration/ram.c, ram_save_file_bmap).
+ * Errors: ENOENT no such region; ERANGE outside of it; EBUSY a pass is running.
+ */
+struct kvmsnap_get_bitmap {
+	__u32 size;
+	__u32 flags;
+	__u32 region_id;
+	__u32 reserved;
+	__aligned_u64 first_page;
+	__aligned_u64 nr_pages;
+	__aligned_u64 data;
+};
+#define KVMSNAP_GET_BITMAP _IO(KVMSNAP_TYPE, KVMSNAP_CMD_GET_BITMAP)
+
+/**
+ * struct kvmsnap_set_eventfd - ioctl(KVMSNAP_SET_EVENTFD): signal the end of each pass
+ * @size: sizeof(struct kvmsnap_set_eventfd)
+ * @flags: must be 0
+ * @fd: an eventfd that 1 is added to when a pass is over or the VM's process is gone;
+ *	-1 for none
+ * @reserved: must be 0
+ *
+ * poll() on the session tells the same: POLLIN when a pass is over and its end was not
+ * yet seen by WAIT, POLLERR when it failed, POLLHUP when the VM's process is gone.
+ * Errors: EBADF not open; EINVAL not an eventfd.
+ */
+struct kvmsnap_set_eventfd {
+	__u32 size;
+	__u32 flags;
+	__s32 fd;
+	__u32 reserved;
+};
+#define KVMSNAP_SET_EVENTFD _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_EVENTFD)
+
+#endif
