@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef CLI_H
+#define CLI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "error.h"
+
+/* Exit statuses: 0 done, 1 failed, 2 wrong usage, 130 interrupted. */
+#define EXIT_USAGE		2
+#define EXIT_INTERRUPTED	130
+
+/* A subcommand: argv[0] is its name; returns the exit status. */
+int cmd_save(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+
+/* Print "kvmsnap: text" on stderr. */
+void complain(const struct error *err);
+
+/* Print how a subcommand is used and return EXIT_USAGE. */
+int usage_error(const char *usage, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* "1.5 GiB".  Uses one of a few static buffers: for printf() alone. */
+const char *human_bytes(double bytes);
+
+/* Seconds since some start. */
+double now(void);
+
+/*
+ * A line on stderr that is written over, while that is a terminal: percent, rate and time
+ * left.  @began: from now().
+ */
+void progress_show(const char *what, uint64_t done, uint64_t total, uint64_t bytes, double began);
+void progress_clear(void);
+
+#endif

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+/* kvmsnap(8): a table of subcommands, and what they share. */
+#include "cli.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const struct {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *help;
+} commands[] = {
+	{ "save", cmd_save, "save a QEMU VM to a file or block device" },
+	{ "info", cmd_info, "show what is in a snapshot file" },
+	{ "verify", cmd_verify, "check that a snapshot file is whole and readable" },
+	{ "status", cmd_status, "list the sessions of the kernel module" },
+};
+
+static void usage(FILE *to)
+{
+	size_t i;
+
+	fprintf(to, "usage: kvmsnap COMMAND [OPTION]...\n\n");
+	for (i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+		fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].help);
+	fprintf(to, "\nkvmsnap COMMAND --help tells the options; kvmsnap(8) all of it.\n");
+}
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
+		usage(stdout);
+		return 0;
+	}
+	for (i = 0; argc > 1 && i < sizeof(commands) / sizeof(*commands); i++)
+		if (!strcmp(argv[1], commands[i].name))
+			return commands[i].run(argc - 1, argv + 1);
+	if (argc > 1)
+		fprintf(stderr, "kvmsnap: %s: no such command\n", argv[1]);
+	usage(stderr);
+	return EXIT_USAGE;
+}
+
+void complain(const struct error *err)
+{
+	progress_clear();
+	fprintf(stderr, "kvmsnap: %s\n", err->text);
+}
+
+int usage_error(const char *usage_text, const char *fmt, ...)
+{
+	va_list ap;
+
+	fputs("kvmsnap: ", stderr);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "\n%s", usage_text);
+	return EXIT_USAGE;
+}
+
+const char *human_bytes(double bytes)
+{
+	static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB" };
+	static char buf[8][32];
+	static unsigned int next;
+	char *out = buf[next++ % 8];
+	int i = 0;
+
+	while (bytes >= 1024 && i < 4) {
+		bytes /= 1024;
+		i++;
+	}
+	snprintf(out, sizeof(buf[0]), i ? "%.1f %s" : "%.0f %s", bytes, unit[i]);
+	return out;
+}
+
+double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static bool shown;
+
+void progress_show(const char *what, uint64_t done, uint64_t total, uint64_t bytes, double began)
+{
+	double elapsed = now() - began, part = total ? (double)done / (double)total : 0;
+
+	if (!isatty(STDERR_FILENO))
+		return;
+	fprintf(stderr, "\r\033[K%s %3.0f%%  %s, %s/s", what, part * 100, human_bytes((double)bytes),
+		human_bytes(elapsed > 0 ? (double)bytes / elapsed : 0));
+	if (part > 0.01)
+		fprintf(stderr, ", %.0f s left", elapsed / part - elapsed);
+	fflush(stderr);
+	shown = true;
+}
+
+void progress_clear(void)
+{
+	if (shown)
+		fputs("\r\033[K", stderr);
+	shown = false;
+}

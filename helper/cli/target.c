@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/*
+ * The new file under its provisional name.  It is locked for as long as its save runs, so
+ * one that is there unlocked was left by a save that was killed, and goes.
+ */
+static int open_partial(struct target *target, struct error *err)
+{
+	struct stat opened, named;
+	int tries, fd;
+
+	for (tries = 0; tries < 10; tries++) {
+		fd = open(target->partial, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		if (fd < 0)
+			return error_set(err, errno, "%s: %s", target->partial, strerror(errno));
+		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+			close(fd);
+			return error_set(err, EBUSY, "%s is being written by another save; wait for it or choose another file",
+					 target->path);
+		}
+		if (fstat(fd, &opened) < 0 || !S_ISREG(opened.st_mode)) {
+			close(fd);
+			return error_set(err, EINVAL, "%s is in the way; remove it", target->partial);
+		}
+		/* Ours, if it is still the one of that name and new. */
+		if (stat(target->partial, &named) == 0 && named.st_ino == opened.st_ino &&
+		    named.st_dev == opened.st_dev) {
+			if (opened.st_size == 0 && opened.st_blocks == 0) {
+				target->fd = fd;
+				return 0;
+			}
+			unlink(target->partial);
+		}
+		close(fd);
+	}
+	return error_set(err, EBUSY, "%s comes back whenever it is removed; choose another file",
+			 target->partial);
+}
+
+int target_open(struct target *target, const char *path, int fd, bool force, struct error *err)
+{
+	struct stat st;
+	int flags;
+
+	*target = (struct target){ .fd = -1, .force = force };
+	if (!path) {
+		flags = fcntl(fd, F_GETFL);
+		if (flags < 0 || fstat(fd, &st) < 0)
+			return error_set(err, errno, "descriptor %d: %s", fd, strerror(errno));
+		if ((flags & O_ACCMODE) == O_RDONLY)
+			return error_set(err, EBADF, "descriptor %d is not open for writing", fd);
+		if (flags & O_APPEND)
+			return error_set(err, EINVAL, "descriptor %d is open for appending; pages have fixed offsets: open it without O_APPEND",
+					 fd);
+		target->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		if (target->fd < 0)
+			return error_set(err, errno, "descriptor %d: %s", fd, strerror(errno));
+		target->device = S_ISBLK(st.st_mode);
+		if (!target->device && !S_ISREG(st.st_mode))
+			return error_set(err, EINVAL, "descriptor %d is neither a file nor a block device", fd);
+		if (!target->device && st.st_size && !force)
+			return error_set(err, EEXIST, "the file behind descriptor %d is not empty; use --force to overwrite it",
+					 fd);
+		return 0;
+	}
+
+	target->path = strdup(path);
+	if (!target->path)
+		return error_set(err, ENOMEM, "out of memory");
+	if (stat(path, &st) == 0) {
+		if (S_ISBLK(st.st_mode)) {
+			target->device = true;
+			target->fd = open(path, O_RDWR | O_EXCL | O_CLOEXEC);
+			if (target->fd < 0)
+				return error_set(err, errno, "%s: %s%s", path, strerror(errno),
+						 errno == EBUSY ? "; it is mounted or in use" : "");
+			return 0;
+		}
+		if (!S_ISREG(st.st_mode))
+			return error_set(err, EINVAL, "%s is neither a file nor a block device", path);
+		if (!force)
+			return error_set(err, EEXIST, "%s exists; use --force to replace it when the new one is whole",
+					 path);
+	} else if (errno != ENOENT) {
+		return error_set(err, errno, "%s: %s", path, strerror(errno));
+	}
+	if (asprintf(&target->partial, "%s.partial", path) < 0) {
+		target->partial = NULL;
+		return error_set(err, ENOMEM, "out of memory");
+	}
+	return open_partial(target, err);
+}
+
+int target_size(struct target *target, uint64_t bytes, struct error *err)
+{
+	uint64_t range[2] = { 0, bytes }, have;
+
+	if (target->device) {
+		if (ioctl(target->fd, BLKGETSIZE64, &have) < 0)
+			return error_set(err, errno, "size of the block device: %s", strerror(errno));
+		if (have < bytes)
+			return error_set(err, ENOSPC, "the block device has %llu bytes, %llu are needed",
+					 (unsigned long long)have, (unsigned long long)bytes);
+		/* Pages that are not written must read as zeros. */
+		range[1] = (bytes + 4095) / 4096 * 4096;
+		if (range[1] > have)
+			range[1] = have / 512 * 512;
+		if (ioctl(target->fd, BLKZEROOUT, range) < 0)
+			return error_set(err, errno, "zeroing the block device: %s", strerror(errno));
+		return 0;
+	}
+	/* To nothing first: all of a descriptor's old contents go. */
+	if (ftruncate(target->fd, 0) < 0 || ftruncate(target->fd, (off_t)bytes) < 0)
+		return error_set(err, errno, "sizing the file to %llu bytes: %s", (unsigned long long)bytes,
+				 errno == EFBIG ? "File too large; this file system can't hold one that size" :
+						  strerror(errno));
+	return 0;
+}
+
+static int sync_directory(const char *path)
+{
+	char *copy = strdup(path);
+	int fd, ret = 0;
+
+	if (!copy)
+		return -ENOMEM;
+	fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || fsync(fd) < 0)
+		ret = -errno;
+	if (fd >= 0)
+		close(fd);
+	free(copy);
+	return ret;
+}
+
+int target_commit(struct target *target, enum sync sync, struct error *err)
+{
+	int ret = 0;
+
+	if (sync == SYNC_DATA)
+		ret = fdatasync(target->fd);
+	else if (sync == SYNC_FULL)
+		ret = fsync(target->fd);
+	if (ret < 0)
+		return error_set(err, errno, "making the snapshot durable: %s", strerror(errno));
+	if (!target->partial)
+		return 0;
+	if (renameat2(AT_FDCWD, target->partial, AT_FDCWD, target->path,
+		      target->force ? 0 : RENAME_NOREPLACE) < 0)
+		return error_set(err, errno, "renaming %s to %s: %s", target->partial, target->path,
+				 strerror(errno));
+	free(target->partial);
+	target->partial = NULL;
+	if (sync == SYNC_FULL) {
+		ret = sync_directory(target->path);
+		if (ret)
+			return error_set(err, -ret, "the snapshot is in place, but making its name durable: %s",
+					 strerror(-ret));
+	}
+	return 0;
+}
+
+void target_close(struct target *target)
+{
+	if (target->partial && target->fd >= 0)
+		unlink(target->partial);
+	if (target->fd >= 0)
+		close(target->fd);
+	free(target->partial);
+	free(target->path);
+	*target = (struct target){ .fd = -1 };
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Where a snapshot goes: a new file, which gets its name when it is whole; a block device;
+ * or a descriptor that the caller's manager has opened.
+ */
+#ifndef TARGET_H
+#define TARGET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "error.h"
+
+enum sync { SYNC_NONE, SYNC_DATA, SYNC_FULL };
+
+struct target {
+	int fd;
+	char *path;		/* final name; NULL for a descriptor */
+	char *partial;		/* name until commit; NULL for a device or a descriptor */
+	bool device;		/* block device */
+	bool force;		/* may replace what is there */
+};
+
+/* @path, or the descriptor @fd when @path is NULL.  @force: an existing file may be replaced. */
+int target_open(struct target *target, const char *path, int fd, bool force, struct error *err);
+
+/* Make room for @bytes, all of which read as zeros afterwards. */
+int target_size(struct target *target, uint64_t bytes, struct error *err);
+
+/* Make it durable as far as @sync says, then give it its name. */
+int target_commit(struct target *target, enum sync sync, struct error *err);
+
+/* Close it, and remove what was not committed. */
+void target_close(struct target *target);
+
+#endif

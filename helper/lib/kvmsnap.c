@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/* Each call is one ioctl; see kvmsnap.h and <linux/kvmsnap.h>. */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include "kvmsnap.h"
+
+static int call(int session, unsigned long number, void *arg)
+{
+	return ioctl(session, number, arg) < 0 ? -errno : 0;
+}
+
+int kvmsnap_open(const char *path)
+{
+	int fd = open(path ? path : "/dev/kvmsnap", O_RDWR | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+int kvmsnap_info(int session, struct kvmsnap_info *info)
+{
+	*info = (struct kvmsnap_info){ .size = sizeof(*info) };
+	return call(session, KVMSNAP_INFO, info);
+}
+
+int kvmsnap_bind_vm(int session, int vm_fd)
+{
+	struct kvmsnap_bind_vm arg = { .size = sizeof(arg), .vm_fd = vm_fd };
+
+	return call(session, KVMSNAP_BIND_VM, &arg);
+}
+
+int kvmsnap_set_target(int session, int fd)
+{
+	struct kvmsnap_set_target arg = { .size = sizeof(arg), .fd = fd };
+
+	return call(session, KVMSNAP_SET_TARGET, &arg);
+}
+
+int kvmsnap_add_region(int session, uint64_t hva, uint64_t length, uint64_t offset, uint32_t flags)
+{
+	struct kvmsnap_add_region arg = {
+		.size = sizeof(arg), .flags = flags, .hva = hva, .length = length, .offset = offset,
+	};
+	int err = call(session, KVMSNAP_ADD_REGION, &arg);
+
+	return err ? err : (int)arg.region_id;
+}
+
+static int queue(int session, struct kvmsnap_queue *arg, uint64_t *pass)
+{
+	int err;
+
+	arg->size = sizeof(*arg);
+	err = call(session, KVMSNAP_QUEUE, arg);
+	if (!err && pass)
+		*pass = arg->pass;
+	return err;
+}
+
+int kvmsnap_queue_all(int session, uint64_t *pass)
+{
+	struct kvmsnap_queue arg = { .kind = KVMSNAP_PASS_ALL };
+
+	return queue(session, &arg, pass);
+}
+
+int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32_t nr,
+			 uint64_t *pass)
+{
+	struct kvmsnap_queue arg = {
+		.kind = KVMSNAP_PASS_RANGES, .nr_ranges = nr, .ranges = (uintptr_t)ranges,
+	};
+
+	return queue(session, &arg, pass);
+}
+
+int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
+{
+	*result = (struct kvmsnap_wait){ .size = sizeof(*result), .timeout_ns = timeout_ns };
+	return call(session, KVMSNAP_WAIT, result);
+}
+
+int kvmsnap_cancel(int session)
+{
+	struct kvmsnap_cancel arg = { .size = sizeof(arg) };
+
+	return call(session, KVMSNAP_CANCEL, &arg);
+}
+
+int kvmsnap_stats(int session, struct kvmsnap_stats *stats)
+{
+	*stats = (struct kvmsnap_stats){ .size = sizeof(*stats) };
+	return call(session, KVMSNAP_STATS, stats);
+}
+
+int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		       void *data)
+{
+	struct kvmsnap_get_bitmap arg = {
+		.size = sizeof(arg), .region_id = region_id, .first_page = first_page,
+		.nr_pages = nr_pages, .data = (uintptr_t)data,
+	};
+
+	return call(session, KVMSNAP_GET_BITMAP, &arg);
+}
+
+int kvmsnap_set_eventfd(int session, int fd)
+{
+	struct kvmsnap_set_eventfd arg = { .size = sizeof(arg), .fd = fd };
+
+	return call(session, KVMSNAP_SET_EVENTFD, &arg);
+}

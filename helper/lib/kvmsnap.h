@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * libkvmsnap: the kvmsnap module's ABI as C calls, for any VMM.
+ *
+ * A session is the descriptor that kvmsnap_open() returns; close() ends it.  The order
+ * of calls for a save of a stopped VM:
+ *
+ *	s = kvmsnap_open(NULL);
+ *	kvmsnap_bind_vm(s, vm_fd);
+ *	kvmsnap_set_target(s, file_fd);		sized by ftruncate() beforehand
+ *	id = kvmsnap_add_region(s, ram, size, offset, 0);
+ *	kvmsnap_queue_all(s, NULL);
+ *	kvmsnap_wait(s, -1, &result);		result.error must be 0
+ *	kvmsnap_get_bitmap(s, id, 0, size / 4096, bitmap);
+ *
+ * Functions return 0 or more on success and a negative errno otherwise; the errnos are
+ * those of <linux/kvmsnap.h>, where the structures are described too.  There is no state
+ * but the descriptor; calls on one session from several threads are safe.
+ */
+#ifndef KVMSNAP_H
+#define KVMSNAP_H
+
+#include <linux/kvmsnap.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Open a session. @path: device node, NULL for /dev/kvmsnap.  Returns a descriptor, close-on-exec. */
+int kvmsnap_open(const char *path);
+
+/* What the module is and its limits. */
+int kvmsnap_info(int session, struct kvmsnap_info *info);
+
+/* Name the VM, by the descriptor of KVM_CREATE_VM; once a session. */
+int kvmsnap_bind_vm(int session, int vm_fd);
+
+/* Name the file or block device to write to; it must read as zeros where nothing is written. */
+int kvmsnap_set_target(int session, int fd);
+
+/*
+ * Give @length bytes of memory at @hva their place at @offset in the target, all in bytes
+ * and multiples of 4096.  @flags: of enum kvmsnap_region_flags.  Returns the region's id.
+ */
+int kvmsnap_add_region(int session, uint64_t hva, uint64_t length, uint64_t offset, uint32_t flags);
+
+/* Start a pass over all pages, or over @nr ranges.  @pass may be NULL. */
+int kvmsnap_queue_all(int session, uint64_t *pass);
+int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32_t nr,
+			 uint64_t *pass);
+
+/*
+ * Wait for the end of the pass, @timeout_ns nanoseconds at most, negative for ever.
+ * Returns 0 when none is running any more: result->error (positive errno) says how it ended.
+ * -ETIME while it is running, with result filled in.
+ */
+int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result);
+
+/* End the running pass early; wait for its end all the same. */
+int kvmsnap_cancel(int session);
+
+/* Figures of the running or last pass. */
+int kvmsnap_stats(int session, struct kvmsnap_stats *stats);
+
+/*
+ * Which of @nr_pages pages from @first_page (a multiple of 64) on are in the target: bit
+ * N % 8 of byte N / 8.  @data: (nr_pages + 63) / 64 * 8 bytes.
+ */
+int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		       void *data);
+
+/* Add 1 to an eventfd at the end of each pass; -1 for none. */
+int kvmsnap_set_eventfd(int session, int fd);
+
+/*
+ * Open sessions of the whole machine, by generic netlink (CAP_NET_ADMIN).  @each is called
+ * for every one; vm_pid is 0 when no VM is bound.  Nonzero from @each ends the list and is
+ * returned.  -ENOENT: the module is not loaded.
+ */
+struct kvmsnap_session_info {
+	uint32_t id;
+	pid_t owner_pid;
+	pid_t vm_pid;
+	struct kvmsnap_stats stats;
+};
+int kvmsnap_list_sessions(int (*each)(const struct kvmsnap_session_info *info, void *data),
+			  void *data);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "qemu.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define COMMAND_MS	30000
+
+/* "QEVM" and a version, before the sections (migration/savevm.c, qemu_savevm_state_header()). */
+#define STREAM_HEADER	8
+
+static int out_of_memory(struct error *err)
+{
+	return error_set(err, ENOMEM, "out of memory");
+}
+
+static int read_status(struct qemu *qemu, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, "query-status", NULL, -1, COMMAND_MS, err);
+	const char *status;
+
+	if (!result)
+		return -EIO;
+	status = json_string_value(json_object_get(result, "status"));
+	snprintf(qemu->status, sizeof(qemu->status), "%s", status ? status : "?");
+	json_decref(result);
+	return 0;
+}
+
+static int check_status(const struct qemu *qemu, struct error *err)
+{
+	/* States in which RAM and devices are whole (qapi/run-state.json). */
+	static const char *const good[] = {
+		"running", "paused", "prelaunch", "io-error", "watchdog", "suspended", "debug",
+		"guest-panicked", "shutdown",
+	};
+	size_t i;
+
+	for (i = 0; i < sizeof(good) / sizeof(*good); i++)
+		if (!strcmp(qemu->status, good[i]))
+			return 0;
+	return error_set(err, EBUSY, "QEMU is in state '%s': the VM can't be saved now; wait until it is running or paused",
+			 qemu->status);
+}
+
+static int check_migration(struct qemu *qemu, struct error *err)
+{
+	static const char *const over[] = { "none", "completed", "failed", "cancelled" };
+	json_t *result = qmp_command(&qemu->qmp, "query-migrate", NULL, -1, COMMAND_MS, err);
+	json_t *reasons;
+	const char *status;
+	size_t i;
+	int ret = 0;
+
+	if (!result)
+		return -EIO;
+	reasons = json_object_get(result, "blocked-reasons");
+	status = json_string_value(json_object_get(result, "status"));
+	if (json_array_size(reasons)) {
+		ret = error_set(err, EOPNOTSUPP, "QEMU says that this VM can't be saved: %s",
+				json_string_value(json_array_get(reasons, 0)));
+	} else if (status) {
+		ret = -EBUSY;
+		for (i = 0; i < sizeof(over) / sizeof(*over); i++)
+			if (!strcmp(status, over[i]))
+				ret = 0;
+		if (ret)
+			error_set(err, EBUSY, "a migration is running (%s); wait for its end or cancel it", status);
+	}
+	json_decref(result);
+	return ret;
+}
+
+static int read_machine(struct qemu *qemu, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, "qom-get",
+				     json_pack("{s:s, s:s}", "path", "/machine", "property", "type"),
+				     -1, COMMAND_MS, err);
+	size_t len;
+
+	if (!result)
+		return -EIO;
+	snprintf(qemu->machine, sizeof(qemu->machine), "%s",
+		 json_string_value(result) ? json_string_value(result) : "");
+	json_decref(result);
+	len = strlen(qemu->machine);
+	if (len > 8 && !strcmp(qemu->machine + len - 8, "-machine"))
+		qemu->machine[len - 8] = 0;
+	if (!qemu->machine[0])
+		return error_set(err, EPROTO, "QEMU doesn't tell its machine type");
+	return 0;
+}
+
+int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *err)
+{
+	int ret;
+
+	*qemu = (struct qemu){ .qmp.fd = -1 };
+	ret = qmp_connect(&qemu->qmp, socket, err);
+	if (ret)
+		return ret;
+	qemu->pid = pid ? pid : qemu->qmp.peer;
+	ret = read_status(qemu, err);
+	if (!ret)
+		ret = check_status(qemu, err);
+	if (!ret)
+		ret = check_migration(qemu, err);
+	if (!ret)
+		ret = read_machine(qemu, err);
+	if (ret)
+		qemu_detach(qemu);
+	return ret;
+}
+
+void qemu_detach(struct qemu *qemu)
+{
+	qmp_close(&qemu->qmp);
+	free(qemu->blocks);
+	qemu->blocks = NULL;
+	qemu->nr_blocks = 0;
+}
+
+bool qemu_is_running(const struct qemu *qemu)
+{
+	return !strcmp(qemu->status, "running");
+}
+
+static int simple(struct qemu *qemu, const char *command, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, command, NULL, -1, COMMAND_MS, err);
+
+	json_decref(result);
+	return result ? 0 : -EIO;
+}
+
+int qemu_stop(struct qemu *qemu, struct error *err)
+{
+	return simple(qemu, "stop", err);
+}
+
+int qemu_cont(struct qemu *qemu, struct error *err)
+{
+	return simple(qemu, "cont", err);
+}
+
+/*
+ * A line of `info ramblock` (QEMU system/physmem.c, ram_block_format()): name, page size
+ * with unit, offset, used, total, address, ro or rw.
+ */
+static int parse_block(char *line, struct qemu_block *block)
+{
+	char *word[16], *save, *w;
+	size_t n = 0, unit;
+	unsigned long long size;
+
+	for (w = strtok_r(line, " \t\r", &save); w && n < 16; w = strtok_r(NULL, " \t\r", &save))
+		word[n++] = w;
+	if (n != 8)
+		return -EPROTO;
+	if (strlen(word[0]) >= sizeof(block->name))
+		return -ENAMETOOLONG;
+	strcpy(block->name, word[0]);
+	size = strtoull(word[1], NULL, 10);
+	unit = !strcmp(word[2], "KiB") ? 10 : !strcmp(word[2], "MiB") ? 20 :
+	       !strcmp(word[2], "GiB") ? 30 : 0;
+	block->page_size = size << unit;
+	block->used = strtoull(word[4], NULL, 0);
+	block->hva = strtoull(word[6], NULL, 0);
+	return block->hva && block->page_size ? 0 : -EPROTO;
+}
+
+int qemu_list_blocks(struct qemu *qemu, struct error *err)
+{
+	char *text = qmp_hmp(&qemu->qmp, "info ramblock", err);
+	char *line, *save;
+	int ret = 0;
+
+	if (!text)
+		return -EIO;
+	free(qemu->blocks);
+	qemu->blocks = NULL;
+	qemu->nr_blocks = 0;
+	line = strtok_r(text, "\n", &save);	/* the heading */
+	if (!line || !strstr(line, "HVA"))
+		ret = error_set(err, EPROTO, "QEMU's list of RAM blocks has no addresses; QEMU 9.0 or newer is needed");
+	while (!ret && (line = strtok_r(NULL, "\n", &save))) {
+		struct qemu_block block, *more;
+
+		if (!strchr(line, '0'))
+			continue;
+		ret = parse_block(line, &block);
+		if (ret) {
+			error_set(err, EPROTO, "QEMU's list of RAM blocks isn't understood at: %s", line);
+			break;
+		}
+		if (!block.used)
+			continue;
+		more = realloc(qemu->blocks, (qemu->nr_blocks + 1) * sizeof(*more));
+		if (!more) {
+			ret = out_of_memory(err);
+			break;
+		}
+		qemu->blocks = more;
+		qemu->blocks[qemu->nr_blocks++] = block;
+	}
+	free(text);
+	return ret;
+}
+
+int qemu_vm_fd(struct qemu *qemu, struct error *err)
+{
+	char path[64], target[64];
+	struct dirent *entry;
+	int pidfd, fd = -1;
+	ssize_t n;
+	DIR *dir;
+
+	pidfd = (int)syscall(SYS_pidfd_open, qemu->pid, 0);
+	if (pidfd < 0)
+		return error_set(err, errno, "process %d behind the QMP socket: %s; name QEMU's with --pid",
+				 (int)qemu->pid, strerror(errno));
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)qemu->pid);
+	dir = opendir(path);
+	if (!dir) {
+		fd = error_set(err, errno, "%s: %s; run as root", path, strerror(errno));
+		goto out;
+	}
+	while (fd < 0 && (entry = readdir(dir))) {
+		n = readlinkat(dirfd(dir), entry->d_name, target, sizeof(target) - 1);
+		if (n < 0)
+			continue;
+		target[n] = 0;
+		if (strcmp(target, "anon_inode:kvm-vm"))
+			continue;
+		fd = (int)syscall(SYS_pidfd_getfd, pidfd, atoi(entry->d_name), 0);
+		if (fd < 0) {
+			fd = error_set(err, errno, "taking QEMU's VM descriptor: %s; run as root", strerror(errno));
+			break;
+		}
+	}
+	if (fd == -1)
+		fd = error_set(err, ENXIO, "process %d has no KVM VM; is it QEMU, started with -accel kvm?",
+			       (int)qemu->pid);
+	closedir(dir);
+out:
+	close(pidfd);
+	return fd;
+}
+
+int qemu_device_state(struct qemu *qemu, struct error *err)
+{
+	char path[64];
+	json_t *result;
+	struct error ignored;
+	struct stat st;
+	int mem, fd, ret;
+	json_int_t fdset;
+
+	mem = memfd_create("kvmsnap-devices", MFD_CLOEXEC);
+	if (mem < 0)
+		return error_set(err, errno, "memfd_create: %s", strerror(errno));
+	/* QEMU opens the fdset's member for writing alone: the access mode must be that. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", mem);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0) {
+		ret = error_set(err, errno, "%s: %s", path, strerror(errno));
+		goto fail_mem;
+	}
+	result = qmp_command(&qemu->qmp, "add-fd", NULL, fd, COMMAND_MS, err);
+	close(fd);
+	ret = -EIO;
+	if (!result)
+		goto fail_mem;
+	fdset = json_integer_value(json_object_get(result, "fdset-id"));
+	json_decref(result);
+
+	/* live=false: the default would inactivate the block devices of a paused VM. */
+	snprintf(path, sizeof(path), "/dev/fdset/%lld", (long long)fdset);
+	result = qmp_command(&qemu->qmp, "xen-save-devices-state",
+			     json_pack("{s:s, s:b}", "filename", path, "live", 0),
+			     -1, COMMAND_MS, err);
+	json_decref(qmp_command(&qemu->qmp, "remove-fd", json_pack("{s:I}", "fdset-id", fdset),
+				-1, COMMAND_MS, &ignored));
+	if (!result)
+		goto fail_mem;
+	json_decref(result);
+
+	if (fstat(mem, &st) < 0 || st.st_size <= STREAM_HEADER) {
+		ret = error_set(err, EPROTO, "QEMU wrote no device state");
+		goto fail_mem;
+	}
+	if (lseek(mem, STREAM_HEADER, SEEK_SET) < 0) {
+		ret = error_set(err, errno, "device state: %s", strerror(errno));
+		goto fail_mem;
+	}
+	return mem;
+
+fail_mem:
+	close(mem);
+	return ret;
+}
+
+int qemu_read_memory(struct qemu *qemu, uint64_t hva, void *buf, size_t len, struct error *err)
+{
+	while (len) {
+		struct iovec local = { .iov_base = buf, .iov_len = len };
+		struct iovec remote = { .iov_base = (void *)(uintptr_t)hva, .iov_len = len };
+		ssize_t n = process_vm_readv(qemu->pid, &local, 1, &remote, 1, 0);
+
+		if (n <= 0)
+			return error_set(err, n ? errno : EFAULT, "reading QEMU's memory at 0x%llx: %s",
+					 (unsigned long long)hva, strerror(n ? errno : EFAULT));
+		buf = (char *)buf + n;
+		hva += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * A running QEMU, found from its QMP socket: process, VM descriptor, RAM blocks, device
+ * state.  Nothing of it is patched, traced or signalled.
+ */
+#ifndef QEMU_H
+#define QEMU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "error.h"
+#include "qmp.h"
+
+struct qemu_block {
+	char name[256];		/* idstr, as in the migration stream */
+	uint64_t hva;		/* in QEMU's process */
+	uint64_t used;		/* bytes */
+	uint64_t page_size;	/* bytes, of the memory behind it */
+};
+
+struct qemu {
+	struct qmp qmp;
+	pid_t pid;
+	char machine[128];	/* type, without "-machine" */
+	char status[32];	/* run state when it was attached */
+	struct qemu_block *blocks;
+	size_t nr_blocks;
+};
+
+/*
+ * Connect and look around; refuses what can't be saved (migrating, blocked).  @pid: of
+ * QEMU when the socket was made by another process, 0 for the socket's peer.
+ */
+int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *err);
+void qemu_detach(struct qemu *qemu);
+
+/* Are the vCPUs running? */
+bool qemu_is_running(const struct qemu *qemu);
+int qemu_stop(struct qemu *qemu, struct error *err);
+int qemu_cont(struct qemu *qemu, struct error *err);
+
+/* Read the list of RAM blocks; the VM is stopped, so that it stays valid. */
+int qemu_list_blocks(struct qemu *qemu, struct error *err);
+
+/* A duplicate of QEMU's KVM VM descriptor, or a negative errno. */
+int qemu_vm_fd(struct qemu *qemu, struct error *err);
+
+/*
+ * The device sections of the migration stream, in a new memory file, whose descriptor is
+ * returned: sections with footers, then QEMU_VM_EOF.  The VM must be stopped.
+ */
+int qemu_device_state(struct qemu *qemu, struct error *err);
+
+/* Read QEMU's memory.  Returns 0 or a negative errno. */
+int qemu_read_memory(struct qemu *qemu, uint64_t hva, void *buf, size_t len, struct error *err);
+
+#endif

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The snapshot file: a QEMU migration stream with the capability mapped-ram, in which each
+ * page has its place (QEMU docs/devel/migration/mapped-ram.rst; migration/ram.c,
+ * mapped_ram_setup_ramblock(), parse_ramblock_mapped_ram()).
+ *
+ *	"QEVM" version		file header
+ *	configuration		machine type, capability
+ *	RAM section, start	a record a block: name, size, bitmap, pages at 1 MiB alignment
+ *	RAM section, end
+ *	device sections
+ *	EOF, empty description
+ *
+ * Integers are big-endian; bitmaps are little-endian bits, 1 for a page in the file.
+ */
+#ifndef SNAPFILE_H
+#define SNAPFILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+#define SNAP_PAGE	4096ULL
+#define SNAP_ALIGN	(1ULL << 20)
+#define SNAP_MAX_NAME	255
+
+struct snap_block {
+	char name[SNAP_MAX_NAME + 1];
+	uint64_t length;		/* bytes */
+	uint64_t record_offset;		/* of the record, from the name's length on */
+	uint64_t bitmap_offset;
+	uint64_t pages_offset;
+	uint8_t *bitmap;		/* snap_bitmap_bytes(length) bytes, or NULL */
+};
+
+struct snapfile {
+	char machine[128];
+	struct snap_block *blocks;
+	size_t nr_blocks;
+	uint64_t ram_end;		/* where the RAM section goes on behind the last block */
+	uint64_t devices_offset;	/* first device section */
+	char **devices;			/* names of the device sections; parsed files only */
+	size_t nr_devices;
+	uint64_t size;			/* of the stream, in bytes */
+};
+
+static inline uint64_t snap_bitmap_bytes(uint64_t length)
+{
+	return (length / SNAP_PAGE + 63) / 64 * 8;
+}
+
+/* Compose: name the blocks first, then lay out, then write the head and the end. */
+int snap_add_block(struct snapfile *snap, const char *name, uint64_t length, struct error *err);
+
+/* Give everything up to the device sections its offset. */
+void snap_layout(struct snapfile *snap);
+
+/*
+ * Write all but pages and device sections to @fd at their offsets: what precedes the
+ * pages, records and bitmaps.  @devices_len bytes of device sections (ending with
+ * QEMU_VM_EOF) are read from @devices_fd and written behind.  snap->size is set.
+ */
+int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err);
+
+/*
+ * Parse a file of ours or of QEMU's, from offset 0.  All that is in it is checked against
+ * the file's size; bitmaps are read.  Returns 0 or a negative errno.
+ */
+int snap_parse(struct snapfile *snap, int fd, struct error *err);
+
+void snap_free(struct snapfile *snap);
+
+/* Pages in the file. */
+uint64_t snap_pages_present(const struct snap_block *block);
+
+/* Whole writes and reads at an offset.  0 or a negative errno. */
+int snap_pwrite(int fd, const void *buf, size_t len, uint64_t offset);
+int snap_pread(int fd, void *buf, size_t len, uint64_t offset);
+
+/*
+ * Read every page of the file, with direct I/O through io_uring, @depth requests of 1 MiB
+ * at a time; @progress is told the bytes read so far.  Finds what the disk can't read.
+ */
+int snap_read_pages(const struct snapfile *snap, const char *path,
+		    void (*progress)(uint64_t bytes, void *data), void *data, struct error *err);
+
+#endif
