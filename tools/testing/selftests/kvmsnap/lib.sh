@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0
+# Guests, disks and comparisons for scripts in the test machine.  Sourced, not run.
+
+libexec=/usr/lib/kvmsnap-tests
+work=${KVMSNAP_WORK:-/tmp/kvmsnap}
+mkdir -p "$work"
+
+guest_kernel() {
+	local k=/lib/modules/$(uname -r)/vmlinuz
+	[ -e "$k" ] || k=/boot/vmlinuz-$(uname -r)
+	echo "$k"
+}
+
+# qemu_start NAME ARG...: stock QEMU under KVM; its QMP socket is $work/NAME.qmp (and .qmp2, for
+# the tests' own use), its console $work/NAME.console, its process number $work/NAME.pid.
+qemu_start() {
+	local name=$1
+	shift
+	rm -f "$work/$name".{qmp,qmp2,console,pid,log}
+	"${QEMU:-qemu-system-x86_64}" -accel kvm -cpu host -display none \
+		-serial "file:$work/$name.console" -monitor none -parallel none -nic none \
+		-qmp "unix:$work/$name.qmp,server=on,wait=off" \
+		-qmp "unix:$work/$name.qmp2,server=on,wait=off" \
+		"$@" >"$work/$name.log" 2>&1 &
+	echo $! >"$work/$name.pid"
+	local i
+	for i in $(seq 600); do
+		[ -S "$work/$name.qmp2" ] && return 0
+		kill -0 "$(cat "$work/$name.pid")" 2>/dev/null || break
+		sleep 0.1
+	done
+	echo "QEMU did not start:" >&2
+	cat "$work/$name.log" >&2
+	return 1
+}
+
+# guest_start NAME "KERNEL ARGS" ARG...: a test guest, up to its "ready".
+guest_start() {
+	local name=$1 append=$2
+	shift 2
+	qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$libexec/guest.cpio" \
+		-append "console=ttyS0 quiet mitigations=off $append" "$@" || return 1
+	wait_for "$name" 'guest: ready' 120
+}
+
+# wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT.
+wait_for() {
+	local i
+	for i in $(seq $(($3 * 10))); do
+		grep -q "$2" "$work/$1.console" 2>/dev/null && return 0
+		kill -0 "$(cat "$work/$1.pid")" 2>/dev/null || break
+		sleep 0.1
+	done
+	echo "guest $1 did not print '$2':" >&2
+	tail -5 "$work/$1.console" "$work/$1.log" >&2
+	return 1
+}
+
+# The number of the last whole tick on a console.
+last_tick() {
+	sed -n 's/^guest: tick \([0-9]*\) bad [0-9]*.*/\1/p' "$work/$1.console" | tail -1
+}
+
+# guest_goes_on NAME: it ticks on, and has found no bad page.
+guest_goes_on() {
+	local from i
+	from=$(last_tick "$1")
+	for i in $(seq 200); do
+		[ "$(last_tick "$1")" -gt "$((${from:-0} + 2))" ] 2>/dev/null && break
+		sleep 0.1
+	done
+	if [ "$i" = 200 ]; then
+		echo "guest $1 does not go on after tick ${from:-none}" >&2
+		return 1
+	fi
+	if grep -q 'bad [1-9]' "$work/$1.console"; then
+		echo "guest $1 found bad pages: $(grep -m1 'bad [1-9]' "$work/$1.console")" >&2
+		return 1
+	fi
+}
+
+guest_kill() {
+	local pid
+	pid=$(cat "$work/$1.pid" 2>/dev/null) || return 0
+	kill -9 "$pid" 2>/dev/null || true
+	wait "$pid" 2>/dev/null || true
+	rm -f "$work/$1".{qmp,qmp2,pid}
+	return 0
+}
+
+# qmp NAME 'JSON COMMAND'...: answers of QEMU on the tests' own socket.
+qmp() {
+	local sock=$work/$1.qmp2
+	shift
+	{
+		echo '{"execute":"qmp_capabilities"}'
+		printf '%s\n' "$@"
+		sleep 0.3
+	} | socat -t10 - "UNIX-CONNECT:$sock" | tail -n +3
+}
+
+guest_status() {
+	qmp "$1" '{"execute":"query-status"}' | jq -r 'select(.return.status) | .return.status'
+}
+
+# same_ram NAME FILE: the RAM of a stopped guest, read by ramcmp and not by the module,
+# equals the file byte for byte.
+same_ram() {
+	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
+		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2"
+}
+
+# disk N: the device of the machine's N-th --disk.
+disk() {
+	local d
+	for d in /sys/block/vd*; do
+		[ "$(cat "$d/serial")" = "disk$1" ] && echo "/dev/${d##*/}" && return
+	done
+	echo "no disk $1 in this machine" >&2
+	return 1
+}
+
+# mkfs_mount TYPE DEVICE DIR
+mkfs_mount() {
+	modprobe -q "$1" || true
+	wipefs -qa "$2"
+	case $1 in
+	ext4) mkfs.ext4 -qF "$2" ;;
+	xfs) mkfs.xfs -qf "$2" ;;
+	btrfs) mkfs.btrfs -qf "$2" ;;
+	esac || return 1
+	mkdir -p "$3"
+	mount -t "$1" "$2" "$3"
+}
