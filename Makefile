@@ -31,7 +31,7 @@ modules_install:
 helper:
 	$(MAKE) -C helper all
 
-tests:
+tests: helper
 	$(MAKE) -C tools/testing/selftests/kvmsnap all
 	$(MAKE) -C tools/testing/guest all
 

@@ -113,6 +113,9 @@ static long kvmsnap_ioctl(struct file *file, unsigned int number, unsigned long 
 		return -EFAULT;
 	if (size < op->min_size)
 		return -EINVAL;
+	/* No structure will ever be that large; bounds the look at the tail. */
+	if (size > PAGE_SIZE)
+		return -E2BIG;
 	memset(&arg, 0, sizeof(arg));
 	err = copy_struct_from_user(&arg, op->size, (void __user *)user, size);
 	if (err)

@@ -25,7 +25,7 @@
  *
  * Errors that every ioctl may return:
  *  - ENOTTY: unknown ioctl number.
- *  - E2BIG: the unknown tail of the structure is not zero.
+ *  - E2BIG: the unknown tail of the structure is not zero, or size is over 4096.
  *  - EOPNOTSUPP: a known field holds a flag or value that this kernel doesn't know.
  *  - EINVAL: size is too small, a reserved field isn't zero, or a field makes no sense.
  *  - EFAULT: the structure, or memory that it points to, can't be accessed.

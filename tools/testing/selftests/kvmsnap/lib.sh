@@ -132,3 +132,27 @@ mkfs_mount() {
 	mkdir -p "$3"
 	mount -t "$1" "$2" "$3"
 }
+
+# TAP.  tap_case NAME FUNCTION ARG...: a function that returns 0 passes, 4 skips with its last
+# line as the reason.  tap_end prints the plan and leaves.
+tap_count=0 tap_failed=0
+tap_case() {
+	local name=$1 log=$work/tap.log status
+	shift
+	tap_count=$((tap_count + 1))
+	(set -e; "$@") >"$log" 2>&1 && status=0 || status=$?
+	case $status in
+	0) echo "ok $tap_count - $name" ;;
+	4) echo "ok $tap_count - $name # SKIP $(tail -1 "$log")" ;;
+	*)
+		sed 's/^/# /' "$log" | tail -30
+		echo "not ok $tap_count - $name"
+		tap_failed=$((tap_failed + 1))
+		;;
+	esac
+}
+
+tap_end() {
+	echo "1..$tap_count"
+	exit $((tap_failed != 0))
+}

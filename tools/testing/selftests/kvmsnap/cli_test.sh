@@ -1,0 +1,375 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# The command as a user meets it: reports, JSON, refusals, and what each failure leaves
+# behind: the guest as it was, no partial file, an existing file untouched.
+. /usr/lib/kvmsnap-tests/lib.sh
+dir=${KVMSNAP_DIR:?}
+dm=${KVMSNAP_DM:?}
+trap 'dmsetup resume $dm; guest_kill a; guest_kill s' EXIT
+qmp=$work/a.qmp
+
+# refuses TEXT ARG...: `kvmsnap ARG...` fails with one line on stderr that holds TEXT.
+refuses() {
+	local text=$1 status=0
+	shift
+	kvmsnap "$@" >"$work/out" 2>"$work/err" || status=$?
+	[ $status = 1 ] || { echo "status $status: kvmsnap $*"; cat "$work/err"; return 1; }
+	grep -q '^kvmsnap: ' "$work/err" && grep -qF -- "$text" "$work/err" &&
+		[ "$(wc -l <"$work/err")" = 1 ] || { echo "kvmsnap $*: expected '$text', got:"; cat "$work/err"; return 1; }
+}
+
+# Nothing of a failed save is left.
+as_before() {
+	[ ! -e "$dir/snap.partial" ] || { echo "a partial file is left"; return 1; }
+	[ "$(guest_status a)" = "${1:-running}" ] || { echo "the guest is $(guest_status a)"; return 1; }
+	local i
+	for i in $(seq 50); do
+		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return 0
+		sleep 0.1
+	done
+	echo "the module is still in use"
+	return 1
+}
+
+usage_errors() {
+	local args
+	for args in "" "nonsense" "save" "save --qmp x" "save --output x" "save --qmp x --output y --fd 1" \
+		"save --qmp x --output y --sync maybe" "save --qmp x --fd x" "info" "info a b" \
+		"verify" "status x" "save --qmp x --output y z" "save --what"; do
+		local status=0
+		# shellcheck disable=SC2086
+		kvmsnap $args >/dev/null 2>"$work/err" || status=$?
+		[ $status = 2 ] || { echo "kvmsnap $args: status $status"; return 1; }
+		grep -q usage: "$work/err"
+	done
+	kvmsnap --help | grep -q '^  save'
+	kvmsnap save --help | grep -q -- --stay-stopped
+}
+
+no_qemu() {
+	refuses "No such file" save --qmp "$work/none" --output "$dir/snap"
+	refuses "start QEMU with -qmp unix:" save --qmp "$work/none" --output "$dir/snap"
+	# Something that listens and is not QEMU.
+	socat "UNIX-LISTEN:$work/other,fork" EXEC:'echo hello' & local pid=$!
+	sleep 1
+	refuses "not JSON" save --qmp "$work/other" --output "$dir/snap"
+	kill $pid
+	# Another client is connected.
+	socat -u "UNIX-CONNECT:$qmp" - >/dev/null & pid=$!
+	sleep 1
+	refuses "another client" save --qmp "$qmp" --output "$dir/snap"
+	kill $pid
+	sleep 1
+	as_before
+}
+
+no_module() {
+	rmmod kvmsnap
+	refuses "modprobe kvmsnap" save --qmp "$qmp" --output "$dir/snap"
+	refuses "load it" status
+	modprobe kvmsnap
+	as_before
+}
+
+wrong_places() {
+	refuses "No such file" save --qmp "$qmp" --output "$dir/no/such/snap"
+	refuses "neither a file nor" save --qmp "$qmp" --output "$dir"
+	refuses "neither a file nor" save --qmp "$qmp" --output /dev/null
+	refuses "tmpfs" save --qmp "$qmp" --output /dev/shm/snap
+	[ ! -e /dev/shm/snap.partial ]
+	refuses "not open for writing" save --qmp "$qmp" --fd 0 </dev/null
+	refuses "appending" save --qmp "$qmp" --fd 7 7>>"$dir/x"
+	refuses "Bad file descriptor" save --qmp "$qmp" --fd 77
+	rm -f "$dir/x"
+	echo content >"$dir/snap"
+	refuses "--force" save --qmp "$qmp" --output "$dir/snap"
+	grep -qx content "$dir/snap"
+	rm "$dir/snap"
+	as_before
+}
+
+report() {
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" >"$work/out"
+	grep -Eq '^saved .*snap: .* of .* RAM in .* s \(.*/s\)' "$work/out"
+	grep -Eq '^guest stopped for [0-9.]+ ms' "$work/out"
+	as_before
+	kvmsnap info "$dir/snap" | grep -q pc.ram
+	kvmsnap info --json "$dir/snap" | jq -e '.blocks | map(.name) | contains(["pc.ram"])' >/dev/null
+	[ "$(kvmsnap info --json "$dir/snap" | jq .bytes)" = "$(stat -c %s "$dir/snap")" ]
+	kvmsnap verify --json "$dir/snap" | jq -e '.whole' >/dev/null
+	[ "$(stat -c %a "$dir/snap")" = 600 ]
+	rm "$dir/snap"
+}
+
+json_report() {
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/out"
+	jq -e '.written_bytes > 0 and .paused_seconds > 0 and .untouched_bytes > 0 and
+	       .ram_bytes >= .written_bytes + .zero_bytes + .untouched_bytes and .phases.ram > 0' "$work/out" >/dev/null
+	[ "$(jq .file_bytes "$work/out")" = "$(stat -c %s "$dir/snap")" ]
+	# What is in the file takes disk blocks, and not much else does.
+	local blocks
+	blocks=$(($(stat -c %b "$dir/snap") * 512))
+	[ $blocks -lt $(($(jq .written_bytes "$work/out") + (8 << 20))) ]
+	rm "$dir/snap"
+}
+
+progress() {
+	# On a terminal the progress line is written over and over.
+	dmsetup suspend --noflush "$dm"
+	(sleep 2; dmsetup resume "$dm") &
+	script -qec "kvmsnap save --qmp $qmp --output /dev/mapper/$dm" /dev/null >"$work/out"
+	wait
+	grep -Eq 'saving +[0-9]+%' "$work/out"
+	grep -q '^saved' "$work/out"
+	as_before
+}
+
+force_replaces() {
+	echo content >"$dir/snap"
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" --force
+	kvmsnap verify "$dir/snap"
+	rm "$dir/snap"
+}
+
+descriptor() {
+	kvmsnap save --qmp "$qmp" --fd 9 --stay-stopped --quiet 9<>"$dir/snap" >"$work/out"
+	[ ! -s "$work/out" ]
+	same_ram a "$dir/snap"
+	as_before paused
+	# Paused it was, and paused it stays.
+	kvmsnap save --qmp "$qmp" --output "$dir/snap2"
+	as_before paused
+	same_ram a "$dir/snap2"
+	qmp a '{"execute":"cont"}' >/dev/null
+	as_before
+	rm "$dir/snap" "$dir/snap2"
+}
+
+block_device() {
+	dd if=/dev/urandom of="/dev/mapper/$dm" bs=1M count=300 status=none conv=fsync
+	kvmsnap save --qmp "$qmp" --output "/dev/mapper/$dm" --stay-stopped
+	same_ram a "/dev/mapper/$dm"
+	kvmsnap verify "/dev/mapper/$dm"
+	qmp a '{"execute":"cont"}' >/dev/null
+	# One that is too small, one that is mounted.
+	refuses "bytes are needed" save --qmp "$qmp" --output "$KVMSNAP_SMALL"
+	refuses "in use" save --qmp "$qmp" --output "$(findmnt -no SOURCE "$dir")"
+	as_before
+}
+
+full_disk() {
+	truncate -s 300M "$dir/full.img"
+	mkfs.ext4 -qF "$dir/full.img"
+	mkdir -p "$dir/full"
+	mount -o loop "$dir/full.img" "$dir/full"
+	dd if=/dev/zero of="$dir/full/ballast" bs=1M count=220 status=none
+	local status=0
+	refuses "No space left" save --qmp "$qmp" --output "$dir/full/snap" || status=1
+	[ ! -e "$dir/full/snap.partial" ] || status=2
+	# Room again, saved again.
+	rm "$dir/full/ballast"
+	kvmsnap save --qmp "$qmp" --output "$dir/full/snap" || status=3
+	umount "$dir/full"
+	rm -r "$dir/full" "$dir/full.img"
+	as_before
+	return $status
+}
+
+disk_error() {
+	local dev
+	dev=$(dmsetup table "$dm" | cut -d' ' -f4)
+	local size
+	size=$(blockdev --getsz "/dev/mapper/$dm")
+	dmsetup suspend "$dm"
+	printf '0 65536 linear %s 0\n65536 128 error\n65664 %s linear %s 65664\n' "$dev" $((size - 65664)) "$dev" |
+		dmsetup reload "$dm"
+	dmsetup resume "$dm"
+	local status=0
+	refuses "put/output error" save --qmp "$qmp" --output "/dev/mapper/$dm" || status=1
+	dmsetup suspend "$dm"
+	echo "0 $size linear $dev 0" | dmsetup reload "$dm"
+	dmsetup resume "$dm"
+	as_before
+	return $status
+}
+
+# A save that is held up by its disk, in the background: its process number in $save.  The
+# file system is not frozen, and has read what it needs: only the pages' writes hang.
+held_save() {
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" --quiet
+	rm "$dir/snap"
+	sync
+	dmsetup suspend --noflush --nolockfs "$dm"
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" "$@" >"$work/out" 2>"$work/err" &
+	save=$!
+	local i
+	for i in $(seq 100); do
+		[ "$(kvmsnap status --json | jq '.[0].in_flight // 0')" -gt 0 ] && return 0
+		sleep 0.1
+	done
+	echo "no write is in flight"
+	cat "$work/err"
+	return 1
+}
+
+interrupted() {
+	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
+	local save_dir=$dir status=0
+	dir=$dir/held
+	held_save || status=1
+	kill -INT $save
+	sleep 0.5
+	dmsetup resume "$dm"
+	wait $save && status=2 || [ $? = 130 ] || status=3
+	grep -qx 'kvmsnap: interrupted' "$work/err" || status=4
+	as_before || status=5
+	dir=$save_dir
+	umount "$dir/held"
+	return $status
+}
+
+killed_helper() {
+	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
+	local save_dir=$dir status=0 i
+	dir=$dir/held
+	held_save || status=1
+	[ "$(guest_status a)" = paused ] || status=2
+	kill -9 $save
+	wait $save || true
+	# The guest goes on at once, the disk is still held.
+	for i in $(seq 50); do
+		[ "$(guest_status a)" = running ] && break
+		sleep 0.1
+	done
+	guest_goes_on a || status=3
+	dmsetup resume "$dm"
+	for i in $(seq 50); do
+		[ -e "$dir/snap.partial" ] || break
+		sleep 0.1
+	done
+	as_before || status=4
+	dir=$save_dir
+	umount "$dir/held"
+	return $status
+}
+
+killed_qemu() {
+	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
+	local save_dir=$dir status=0
+	dir=$dir/held
+	held_save || status=1
+	guest_kill a
+	dmsetup resume "$dm"
+	wait $save && status=2
+	[ "$(wc -l <"$work/err")" = 1 ] || status=3
+	cat "$work/err"
+	[ ! -e "$dir/snap.partial" ] || status=4
+	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] || status=5
+	dir=$save_dir
+	umount "$dir/held"
+	guest_start a "fill=32 tick=100" -m 160M
+	return $status
+}
+
+stale_partial() {
+	echo leftover >"$dir/snap.partial"
+	kvmsnap save --qmp "$qmp" --output "$dir/snap"
+	kvmsnap verify "$dir/snap"
+	rm "$dir/snap"
+	# One that is being written is not touched.
+	flock "$dir/snap.partial" sleep 3 &
+	sleep 0.5
+	refuses "another save" save --qmp "$qmp" --output "$dir/snap"
+	[ -e "$dir/snap.partial" ]
+	wait
+	rm "$dir/snap.partial"
+	as_before
+}
+
+blocked_migration() {
+	# ivshmem, like VFIO, says itself that it can't be migrated.
+	guest_kill s
+	qemu_start s -m 64M -object memory-backend-ram,id=shm,size=1M,share=on -device ivshmem-plain,memdev=shm,master=off -S ||
+		return 1
+	local status=0
+	refuses "can't be saved" save --qmp "$work/s.qmp" --output "$dir/snap" || status=$?
+	guest_kill s
+	return $status
+}
+
+damaged_files() {
+	kvmsnap save --qmp "$qmp" --output "$dir/snap"
+	local size at
+	size=$(stat -c %s "$dir/snap")
+	for at in 0 3 7 20 100 2000000 $((size / 2)) $((size - 1000)) $((size - 1)); do
+		cp --sparse=always "$dir/snap" "$dir/cut"
+		truncate -s $at "$dir/cut"
+		refuses "$dir/cut" verify "$dir/cut"
+		refuses "$dir/cut" info "$dir/cut"
+	done
+	head -c 100000 /dev/urandom >"$dir/cut"
+	refuses "not a whole mapped-ram file" info "$dir/cut"
+	: >"$dir/cut"
+	refuses "not a whole mapped-ram file" verify "$dir/cut"
+	rm "$dir/snap" "$dir/cut"
+}
+
+qemu_made_file() {
+	qmp a '{"execute":"stop"}' \
+		'{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"mapped-ram","state":true}]}}' \
+		"{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"file:$dir/snap\"}}" >/dev/null
+	local i
+	for i in $(seq 100); do
+		qmp a '{"execute":"query-migrate"}' | grep -q completed && break
+		sleep 0.2
+	done
+	kvmsnap verify "$dir/snap"
+	kvmsnap info "$dir/snap" | grep -q pc.ram
+	# After a migration the guest is QEMU's no more to save.
+	refuses "postmigrate" save --qmp "$qmp" --output "$dir/snap2"
+	rm "$dir/snap"
+	guest_kill a
+	guest_start a "fill=32 tick=100" -m 160M
+}
+
+tracing() {
+	perf list 'kvmsnap:*' 2>/dev/null | grep -q kvmsnap:kvmsnap_write_complete
+	perf record -q -e 'kvmsnap:*' -a -o "$work/perf.data" -- \
+		kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/out" 2>"$work/err" || { cat "$work/err"; return 1; }
+	perf script -i "$work/perf.data" 2>/dev/null >"$work/perf.txt"
+	# Every byte that the module wrote is in the trace, submitted and completed.
+	local small submitted completed
+	submitted=$(sed -n 's/.*write_submit:.* bytes=\([0-9]*\).*/\1/p' "$work/perf.txt" | paste -sd+ | bc)
+	completed=$(sed -n 's/.*write_complete:.* result=\([0-9]*\).*/\1/p' "$work/perf.txt" | paste -sd+ | bc)
+	small=$(jq .written_bytes "$work/out")
+	echo "submitted $submitted completed $completed reported $small"
+	[ "$submitted" = "$completed" ]
+	[ "$submitted" -le "$small" ] && [ "$submitted" -ge $((small - (1 << 20))) ]
+	perf script -i "$work/perf.data" 2>/dev/null | "$libexec/write-histograms" >"$work/out"
+	cat "$work/out"
+	grep -q 'latency' "$work/out" && grep -q 'size' "$work/out"
+	rm "$dir/snap"
+}
+
+guest_start a "fill=32 tick=100" -m 160M || exit 1
+tap_case "wrong usage" usage_errors
+tap_case "no QEMU, not QEMU, another client" no_qemu
+tap_case "module not loaded" no_module
+tap_case "places that can't hold a snapshot" wrong_places
+tap_case "report" report
+tap_case "report as JSON" json_report
+tap_case "progress on a terminal" progress
+tap_case "--force replaces" force_replaces
+tap_case "--fd, --stay-stopped, a paused guest" descriptor
+tap_case "block device" block_device
+tap_case "full disk" full_disk
+tap_case "disk error" disk_error
+tap_case "Ctrl-C" interrupted
+tap_case "kill -9 of the helper" killed_helper
+tap_case "kill -9 of QEMU" killed_qemu
+tap_case "partial files, left over and in use" stale_partial
+tap_case "a VM that QEMU says can't be migrated" blocked_migration
+tap_case "damaged files" damaged_files
+tap_case "files that QEMU made" qemu_made_file
+tap_case "every write in a perf trace" tracing
+tap_end

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The end of things, each with writes in flight: close, exec, fork, kill, descriptors
+ * passed on, unload, freeze.  A suspended device-mapper device keeps writes in flight for
+ * as long as a test wants.
+ */
+#include "kvmsnap_test.h"
+
+#include <grp.h>
+#include <linux/fs.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+
+#define BYTES	(32 * MIB)
+
+FIXTURE(held) {
+	const char *dm;
+	char path[64];
+};
+
+/* The device is suspended: what is submitted stays in flight until release(). */
+static void hold(const char *dm)
+{
+	run("dmsetup suspend --noflush %s", dm);
+}
+
+static void release(const char *dm)
+{
+	run("dmsetup resume %s", dm);
+}
+
+FIXTURE_SETUP(held)
+{
+	self->dm = getenv("KVMSNAP_DM");
+	if (!self->dm)
+		SKIP(return, "no device-mapper device");
+	snprintf(self->path, sizeof(self->path), "/dev/mapper/%s", self->dm);
+	ASSERT_EQ(0, module_references());
+}
+
+FIXTURE_TEARDOWN(held)
+{
+	int i;
+
+	if (!self->dm)
+		return;
+	release(self->dm);
+	/* Nothing of the test is left, in the module or behind the device. */
+	for (i = 0; i < 100 && module_references(); i++)
+		usleep(50000);
+	EXPECT_EQ(0, module_references());
+}
+
+static int begin(struct setup *s, const char *path)
+{
+	if (setup_with(s, map_anonymous(BYTES), BYTES, open(path, O_RDWR | O_CLOEXEC), 0))
+		return -1;
+	fill_pages(s->mem, BYTES / PAGE, 1);
+	return 0;
+}
+
+/* Queue, and wait until writes are in flight. */
+static int queue_held(int session)
+{
+	struct kvmsnap_stats stats;
+	int i;
+
+	if (kvmsnap_queue_all(session, NULL))
+		return -1;
+	for (i = 0; i < 500; i++) {
+		if (kvmsnap_stats(session, &stats))
+			return -1;
+		if (stats.in_flight > 4)
+			return 0;
+		usleep(10000);
+	}
+	return -1;
+}
+
+static int unload(void)
+{
+	return run("rmmod kvmsnap 2>/dev/null");
+}
+
+TEST_F(held, close)
+{
+	struct setup s;
+	double began;
+
+	ASSERT_EQ(0, begin(&s, self->path));
+	hold(self->dm);
+	ASSERT_EQ(0, queue_held(s.session));
+	began = seconds();
+	EXPECT_EQ(0, close(s.session));
+	EXPECT_GT(1, seconds() - began);
+	/* The session lives on in its writes: the module can't go. */
+	EXPECT_NE(0, unload());
+	EXPECT_EQ(1, module_references());
+	munmap(s.mem, BYTES);
+	close(s.vm);
+	close(s.target);
+	EXPECT_EQ(1, module_references());
+}
+
+TEST_F(held, cancel)
+{
+	struct kvmsnap_wait wait;
+	struct setup s;
+
+	ASSERT_EQ(0, begin(&s, self->path));
+	hold(self->dm);
+	ASSERT_EQ(0, queue_held(s.session));
+	ASSERT_EQ(0, kvmsnap_cancel(s.session));
+	/* Over only when nothing is in flight. */
+	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, SECOND / 2, &wait));
+	EXPECT_EQ(KVMSNAP_STATE_RUNNING, wait.state);
+	EXPECT_EQ(-EBUSY, kvmsnap_set_target(s.session, s.target));
+	EXPECT_EQ(-EBUSY, kvmsnap_queue_all(s.session, NULL));
+	EXPECT_EQ(-EBUSY, kvmsnap_add_region(s.session, (uintptr_t)s.mem + BYTES, PAGE, BYTES, 0));
+	release(self->dm);
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * SECOND, &wait));
+	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);
+	EXPECT_EQ(ECANCELED, wait.error);
+	EXPECT_EQ(-ECANCELED, kvmsnap_queue_all(s.session, NULL));
+	/* And once more, to the end. */
+	ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
+	EXPECT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	setup_close(&s);
+}
+
+TEST_F(held, interrupted_wait)
+{
+	struct kvmsnap_wait wait;
+	struct setup s;
+	pid_t child;
+
+	ASSERT_EQ(0, begin(&s, self->path));
+	hold(self->dm);
+	ASSERT_EQ(0, queue_held(s.session));
+	child = fork();
+	if (!child) {
+		kvmsnap_wait(s.session, -1, &wait);
+		_exit(0);
+	}
+	usleep(200000);
+	kill(child, SIGKILL);
+	EXPECT_EQ(child, waitpid(child, NULL, 0));
+	release(self->dm);
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * SECOND, &wait));
+	EXPECT_EQ(0, wait.error);
+	setup_close(&s);
+}
+
+TEST_F(held, killed_vmm)
+{
+	int ready[2], status;
+	double began;
+	pid_t child;
+	char c;
+
+	ASSERT_EQ(0, pipe(ready));
+	hold(self->dm);
+	child = fork();
+	if (!child) {
+		struct setup s;
+
+		if (begin(&s, self->path) || queue_held(s.session))
+			_exit(1);
+		if (write(ready[1], "r", 1) != 1)
+			_exit(1);
+		pause();
+	}
+	close(ready[1]);
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	began = seconds();
+	kill(child, SIGKILL);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	EXPECT_GT(2, seconds() - began);
+	EXPECT_EQ(1, module_references());
+	close(ready[0]);
+}
+
+/* A VMM in another process, a session of ours on its VM. */
+struct vmm {
+	pid_t pid;
+	int vm;
+	char *mem;
+};
+
+static int send_fd(int sock, int fd)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 }, c = 'f';
+	struct iovec iov = { &c, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+			      .msg_controllen = sizeof(control) };
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(int));
+	return sendmsg(sock, &msg, 0) == 1 ? 0 : -1;
+}
+
+static int receive_fd(int sock)
+{
+	char control[CMSG_SPACE(sizeof(int))] = { 0 }, c;
+	struct iovec iov = { &c, 1 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+			      .msg_controllen = sizeof(control) };
+	int fd = -1;
+
+	if (recvmsg(sock, &msg, 0) == 1 && CMSG_FIRSTHDR(&msg))
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
+	return fd;
+}
+
+/* Its memory is mapped, unfilled, here too, so that the address is known. */
+static int vmm_start(struct vmm *vmm)
+{
+	int socks[2];
+
+	vmm->mem = map_anonymous(BYTES);
+	if (!vmm->mem || socketpair(AF_UNIX, SOCK_STREAM, 0, socks))
+		return -1;
+	vmm->pid = fork();
+	if (!vmm->pid) {
+		int vm = vm_create(vmm->mem, BYTES);
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		fill_pages(vmm->mem, BYTES / PAGE, 21);
+		if (send_fd(socks[1], vm))
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	vmm->vm = receive_fd(socks[0]);
+	close(socks[0]);
+	close(socks[1]);
+	return vmm->vm < 0 ? -1 : 0;
+}
+
+TEST(another_process)
+{
+	int session = kvmsnap_open(NULL), target = target_create(BYTES);
+	char *copy = malloc(BYTES);
+	struct vmm vmm;
+
+	ASSERT_EQ(0, vmm_start(&vmm));
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, vmm.vm));
+	ASSERT_EQ(0, kvmsnap_set_target(session, target));
+	/* Only what is the VM's: both ends in its memslots. */
+	EXPECT_EQ(-ENXIO, kvmsnap_add_region(session, (uintptr_t)vmm.mem + BYTES, PAGE, 0, 0));
+	EXPECT_EQ(-ENXIO, kvmsnap_add_region(session, (uintptr_t)vmm.mem - PAGE, 2 * PAGE, 0, 0));
+	EXPECT_EQ(-ENXIO, kvmsnap_add_region(session, (uintptr_t)vmm.mem, BYTES + PAGE, 0, 0));
+	ASSERT_EQ(0, kvmsnap_add_region(session, (uintptr_t)vmm.mem, BYTES, 0, 0));
+	ASSERT_EQ(0, save_all(session));
+	fill_pages(copy, BYTES / PAGE, 21);
+	EXPECT_TRUE(same_as_file(target, 0, copy, BYTES));
+	free(copy);
+	kill(vmm.pid, SIGKILL);
+	waitpid(vmm.pid, NULL, 0);
+	close(vmm.vm);
+	close(session);
+	close(target);
+}
+
+TEST_F(held, killed_vmm_of_another_session)
+{
+	struct pollfd pfd = { .events = POLLIN };
+	int session, target, event = eventfd(0, 0), i;
+	struct kvmsnap_wait wait;
+	struct vmm vmm;
+	uint64_t count;
+
+	session = kvmsnap_open(NULL);
+	target = open(self->path, O_RDWR | O_CLOEXEC);
+	ASSERT_EQ(0, vmm_start(&vmm));
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, vmm.vm));
+	ASSERT_EQ(0, kvmsnap_set_target(session, target));
+	ASSERT_EQ(0, kvmsnap_set_eventfd(session, event));
+	ASSERT_EQ(0, kvmsnap_add_region(session, (uintptr_t)vmm.mem, BYTES, 0, 0));
+	hold(self->dm);
+	ASSERT_EQ(0, queue_held(session));
+	kill(vmm.pid, SIGKILL);
+	/* It dies although its pages are being written. */
+	ASSERT_EQ(vmm.pid, waitpid(vmm.pid, NULL, 0));
+	release(self->dm);
+	ASSERT_EQ(0, kvmsnap_wait(session, 10 * SECOND, &wait));
+	EXPECT_EQ(KVMSNAP_STATE_DEAD, wait.state);
+	/* All of it was in flight, or the rest was given up. */
+	EXPECT_TRUE(wait.error == 0 || wait.error == ESRCH);
+	EXPECT_EQ(8, read(event, &count, 8));
+	pfd.fd = session;
+	EXPECT_EQ(1, poll(&pfd, 1, 0));
+	EXPECT_TRUE(pfd.revents & POLLHUP);
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(-ESRCH, kvmsnap_queue_all(session, NULL));
+	EXPECT_EQ(-ESRCH, kvmsnap_set_target(session, target));
+	close(vmm.vm);
+	close(session);
+	close(target);
+	close(event);
+}
+
+TEST(killed_vmm_when_idle)
+{
+	int session = kvmsnap_open(NULL), i;
+	struct kvmsnap_wait wait;
+	struct vmm vmm;
+
+	ASSERT_EQ(0, vmm_start(&vmm));
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, vmm.vm));
+	kill(vmm.pid, SIGKILL);
+	waitpid(vmm.pid, NULL, 0);
+	for (i = 0; i < 100; i++) {
+		ASSERT_EQ(0, kvmsnap_wait(session, 0, &wait));
+		if (wait.state == KVMSNAP_STATE_DEAD)
+			break;
+		usleep(10000);
+	}
+	EXPECT_EQ(KVMSNAP_STATE_DEAD, wait.state);
+	EXPECT_EQ(-ESRCH, kvmsnap_add_region(session, (uintptr_t)vmm.mem, PAGE, 0, 0));
+	close(session);
+	/* And one that binds it too late. */
+	session = kvmsnap_open(NULL);
+	EXPECT_EQ(-ESRCH, kvmsnap_bind_vm(session, vmm.vm));
+	close(vmm.vm);
+	close(session);
+}
+
+/* The descriptor of the VM goes first: the session has its own reference. */
+TEST(vm_closed_first)
+{
+	struct setup s;
+
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(BYTES), BYTES, target_create(BYTES), 0));
+	fill_pages(s.mem, BYTES / PAGE, 1);
+	close(s.vm);
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	close(s.target);
+	close(s.session);
+	munmap(s.mem, BYTES);
+}
+
+TEST(target_closed_first)
+{
+	struct setup s;
+	int again;
+	char path[64];
+
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(BYTES), BYTES, target_create(BYTES), 0));
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", s.target);
+	again = open(path, O_RDONLY);
+	fill_pages(s.mem, BYTES / PAGE, 1);
+	close(s.target);
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(again, 0, s.mem, BYTES));
+	close(again);
+	close(s.session);
+	close(s.vm);
+	munmap(s.mem, BYTES);
+}
+
+/* fork(): the session is the descriptor's, and its VM stays the parent's. */
+TEST(child_goes_on_with_the_session)
+{
+	struct setup s;
+	int status;
+	pid_t child;
+
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(BYTES), BYTES, target_create(BYTES), 0));
+	fill_pages(s.mem, BYTES / PAGE, 1);
+	child = fork();
+	if (!child) {
+		memset(s.mem, 0, BYTES);	/* its own copy */
+		_exit(save_all(s.session));
+	}
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	setup_close(&s);
+}
+
+/* exec(): the old address space is gone, and with it the VM. */
+TEST_F(held, exec)
+{
+	int status, ready[2];
+	pid_t child;
+	char c;
+
+	ASSERT_EQ(0, pipe(ready));
+	hold(self->dm);
+	child = fork();
+	if (!child) {
+		struct setup s;
+
+		if (begin(&s, self->path) || queue_held(s.session))
+			_exit(1);
+		fcntl(s.session, F_SETFD, 0);
+		execl("/bin/sh", "sh", "-c", "echo r >&$0; exec sleep 1000", (char[]){ '0' + ready[1], 0 }, NULL);
+		_exit(1);
+	}
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	/* The image was replaced with writes in flight; the descriptor is still open. */
+	EXPECT_EQ(1, module_references() >= 1);
+	kill(child, SIGKILL);
+	EXPECT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_TRUE(WIFSIGNALED(status));
+	close(ready[0]);
+	close(ready[1]);
+}
+
+TEST(frozen_file_system)
+{
+	struct kvmsnap_wait wait;
+	struct kvmsnap_stats stats;
+	char path[256];
+	struct setup s;
+	int fs;
+
+	ASSERT_EQ(0, run("cd %s && truncate -s 200M frozen.img && mkfs.ext4 -qF frozen.img && mkdir -p frozen && "
+			 "mount -o loop frozen.img frozen", test_dir()));
+	snprintf(path, sizeof(path), "%s/frozen/target", test_dir());
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(BYTES), BYTES,
+				open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), 0));
+	ASSERT_EQ(0, ftruncate(s.target, BYTES));
+	fill_pages(s.mem, BYTES / PAGE, 1);
+	snprintf(path, sizeof(path), "%s/frozen", test_dir());
+	fs = open(path, O_RDONLY | O_CLOEXEC);
+	ASSERT_EQ(0, ioctl(fs, FIFREEZE, 0));
+
+	/* It waits, and can be cancelled while it waits. */
+	EXPECT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, SECOND / 2, &wait));
+	EXPECT_EQ(0, kvmsnap_stats(s.session, &stats));
+	EXPECT_EQ(0, stats.in_flight);
+	EXPECT_EQ(0, kvmsnap_cancel(s.session));
+	EXPECT_EQ(0, kvmsnap_wait(s.session, 5 * SECOND, &wait));
+	EXPECT_EQ(ECANCELED, wait.error);
+
+	/* It waits, and goes on after the thaw. */
+	EXPECT_EQ(0, kvmsnap_set_target(s.session, s.target));
+	EXPECT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, SECOND / 2, &wait));
+	EXPECT_EQ(0, ioctl(fs, FITHAW, 0));
+	EXPECT_EQ(0, kvmsnap_wait(s.session, 30 * SECOND, &wait));
+	EXPECT_EQ(0, wait.error);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	close(fs);
+	setup_close(&s);
+	EXPECT_EQ(0, run("cd %s && umount frozen && rm -rf frozen frozen.img", test_dir()));
+}
+
+/* As another user, with an open device: one's own VM and no other. */
+TEST(permission)
+{
+	int session = kvmsnap_open(NULL), kvm = open("/dev/kvm", O_RDWR), status, own;
+	struct vmm vmm;
+	pid_t child;
+
+	ASSERT_EQ(0, vmm_start(&vmm));
+	child = fork();
+	if (!child) {
+		if (setgroups(0, NULL) || setgid(65534) || setuid(65534))
+			_exit(1);
+		if (kvmsnap_open(NULL) != -EACCES)
+			_exit(2);
+		if (kvmsnap_bind_vm(session, vmm.vm) != -EPERM)
+			_exit(3);
+		own = ioctl(kvm, KVM_CREATE_VM, 0);
+		if (own < 0 || kvmsnap_bind_vm(session, own))
+			_exit(4);
+		_exit(0);
+	}
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, WEXITSTATUS(status));
+	kill(vmm.pid, SIGKILL);
+	waitpid(vmm.pid, NULL, 0);
+	close(vmm.vm);
+	close(session);
+	close(kvm);
+}
+
+static int print_session(const struct kvmsnap_session_info *info, void *data)
+{
+	*(struct kvmsnap_session_info *)data = *info;
+	return 0;
+}
+
+TEST(netlink_lists_sessions)
+{
+	struct kvmsnap_session_info info = { 0 };
+	struct setup s;
+
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(BYTES), BYTES, target_create(BYTES), 0));
+	fill_pages(s.mem, 10, 1);
+	ASSERT_EQ(0, save_all(s.session));
+	ASSERT_EQ(0, kvmsnap_list_sessions(print_session, &info));
+	EXPECT_EQ(getpid(), info.owner_pid);
+	EXPECT_EQ(getpid(), info.vm_pid);
+	EXPECT_LT(0, info.id);
+	EXPECT_EQ(10, info.stats.pages_written);
+	EXPECT_EQ(KVMSNAP_STATE_IDLE, info.stats.state);
+	setup_close(&s);
+	info.id = 0;
+	ASSERT_EQ(0, kvmsnap_list_sessions(print_session, &info));
+	EXPECT_EQ(0, info.id);
+}
+
+/* Load and unload; and with a session open it stays. */
+TEST(load_and_unload)
+{
+	int session = kvmsnap_open(NULL), i;
+
+	ASSERT_LE(0, session);
+	EXPECT_NE(0, unload());
+	close(session);
+	for (i = 0; i < 5; i++) {
+		EXPECT_EQ(0, unload());
+		EXPECT_EQ(0, run("modprobe kvmsnap"));
+	}
+}
+
+TEST_HARNESS_MAIN
