@@ -73,7 +73,8 @@ static const struct mmu_notifier_ops kvmsnap_vm_notifier_ops = {
  * @data: for @gone
  *
  * Context: process context, may sleep.
- * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -ESRCH (process gone), -ENOMEM.
+ * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -ESRCH (process gone), -ENOMEM,
+ * -EINTR.
  */
 struct kvmsnap_vm *kvmsnap_vm_bind(int fd, void (*gone)(void *data), void *data)
 {
@@ -110,9 +111,14 @@ struct kvmsnap_vm *kvmsnap_vm_bind(int fd, void (*gone)(void *data), void *data)
 	err = -ESRCH;
 	if (!mmget_not_zero(vm->mm))
 		goto err_vm;
-	/* Published last: release may run from here on. */
-	err = mmu_notifier_register(&vm->notifier, vm->mm);
-	mmput(vm->mm);
+	/* The lock's holder may be waiting for the VMM. */
+	err = -EINTR;
+	if (!mmap_write_lock_killable(vm->mm)) {
+		/* Published last: release may run from here on. */
+		err = __mmu_notifier_register(&vm->notifier, vm->mm);
+		mmap_write_unlock(vm->mm);
+	}
+	mmput_async(vm->mm);
 	if (err)
 		goto err_vm;
 	return vm;

@@ -12,21 +12,22 @@
  * A page is *untouched* when reading it would find zeros for which no memory exists yet.
  * That is decided by kind of mapping, never by the page table alone:
  *  - anonymous: an empty page table entry.  A swapped page has an entry.
- *  - shared memory (memfd, tmpfs): a hole of the file.  Its private mappings: a hole of
- *    the file under an empty entry.
- *  - hugetlbfs: neither in the page table nor in the file (FOLL_DUMP tells).
+ *  - shared memory (memfd, tmpfs): nothing in the file's page cache, where swapped pages
+ *    have an entry too.  Its private mappings: that, under an empty page table entry.
+ *  - hugetlbfs: no entry in the page table and nothing in the file (FOLL_DUMP tells).
  *  - everything else: nothing is.
+ * Entries are read under their lock: reclaim, migration and KSM empty them for a moment.
  *
- * Nothing here waits for what a VMM controls.  GUP without FOLL_UNLOCKABLE never sleeps
- * in userfaultfd: the fault fails instead (fs/userfaultfd.c, handle_userfault()).  Pages
- * of a file system, which may be FUSE, are asked for with FOLL_NOWAIT.
+ * Nothing here waits for what a VMM controls.  Memory that a userfaultfd handler would
+ * have to fill is an error, and FUSE files are refused.  A busy mmap lock, and a page of
+ * a file that is being read in, are for later: -EAGAIN.
  */
-#include <linux/file.h>
 #include <linux/hugetlb.h>
 #include <linux/magic.h>
 #include <linux/pagemap.h>
 #include <linux/string.h>
 #include <linux/userfaultfd_k.h>
+#include <linux/xarray.h>
 
 #include "compat.h"
 #include "pages.h"
@@ -40,7 +41,13 @@ void kvmsnap_pages_put(struct page *page, unsigned long nr)
 		unsigned long n = folio_nr_pages(folio) - folio_page_idx(folio, page);
 
 		n = min(n, nr);
-		folio_put_refs(folio, n);
+		/* A DAX device counts its pages' users one by one. */
+		if (folio_is_zone_device(folio)) {
+			n = 1;
+			put_page(page);
+		} else {
+			folio_put_refs(folio, n);
+		}
 		page += n;
 		nr -= n;
 	}
@@ -55,104 +62,76 @@ bool kvmsnap_page_is_zero(struct page *page)
 	return zero;
 }
 
-void kvmsnap_seeker_release(struct kvmsnap_seeker *seeker)
-{
-	if (seeker->file)
-		fput(seeker->file);
-	seeker->file = NULL;
-	seeker->inode = NULL;
-}
-
 /*
- * How many bytes from @addr on have empty page table entries?  0 when the first has one.
- * At most up to @end, and perhaps fewer than there are.
+ * The run of page table entries from @addr on that are all empty, or all not, up to @end at
+ * most and perhaps shorter than it is: returns its length in bytes.
  *
- * The mmap lock keeps the upper tables; RCU keeps a table of PTEs that is being freed
- * (khugepaged, MADV_DONTNEED).  What is found empty may be filled a moment later: that is
- * then a write after our read.
+ * The mmap lock keeps the upper tables.  RCU keeps a table of PTEs that is being freed
+ * (khugepaged, MADV_DONTNEED) until its lock is held and it is seen to be still in place.
+ * What is found empty may be filled a moment later: a write after our read.
  */
-static unsigned long kvmsnap_empty_bytes(struct mm_struct *mm, unsigned long addr,
-					 unsigned long end)
+static unsigned long kvmsnap_entries_run(struct mm_struct *mm, unsigned long addr,
+					 unsigned long end, bool *empty)
 {
 	unsigned long start = addr;
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
+	spinlock_t *ptl;
+	pte_t *pte;
 
 	mmap_assert_locked(mm);
+	*empty = true;
 	if (pgd_none(*pgd))
 		return pgd_addr_end(addr, end) - addr;
 	p4d = p4d_offset(pgd, addr);
 	if (p4d_none(*p4d))
 		return p4d_addr_end(addr, end) - addr;
 	pudp = pud_offset(p4d, addr);
-	pud = READ_ONCE(*pudp);
+	ptl = pud_lock(mm, pudp);
+	pud = *pudp;
+	spin_unlock(ptl);
 	if (pud_none(pud))
 		return pud_addr_end(addr, end) - addr;
+	*empty = false;
 	if (!pud_present(pud) || pud_leaf(pud))
-		return 0;
-	pmdp = pmd_offset(pudp, addr);
+		return pud_addr_end(addr, end) - addr;
 
+	pmdp = pmd_offset(pudp, addr);
 	end = pmd_addr_end(addr, end);
 	rcu_read_lock();
-	pmd = READ_ONCE(*pmdp);
-	if (pmd_none(pmd)) {
-		addr = end;
-	} else if (pmd_present(pmd) && !pmd_leaf(pmd)) {
-		pte_t *pte = pte_offset_kernel(&pmd, addr);
-
-		while (addr < end && pte_none(ptep_get_lockless(pte))) {
+	ptl = pmd_lock(mm, pmdp);
+	pmd = *pmdp;
+	spin_unlock(ptl);
+	if (pmd_none(pmd) || !pmd_present(pmd) || pmd_leaf(pmd)) {
+		*empty = pmd_none(pmd);
+		goto out;
+	}
+	ptl = pte_lockptr(mm, &pmd);
+	spin_lock(ptl);
+	if (!pmd_same(pmd, READ_ONCE(*pmdp))) {
+		/* The table has just gone: take the page as one with an entry. */
+		end = start + PAGE_SIZE;
+	} else {
+		pte = pte_offset_kernel(&pmd, addr);
+		*empty = pte_none(ptep_get(pte));
+		do {
 			addr += PAGE_SIZE;
 			pte++;
-		}
+		} while (addr < end && pte_none(ptep_get(pte)) == *empty);
+		end = addr;
 	}
+	spin_unlock(ptl);
+out:
 	rcu_read_unlock();
-	return addr - start;
+	return end - start;
 }
 
-/*
- * The extent of a memory file at @pos: a hole (returns 1) or data (0), up to *@end.  Asked
- * on a descriptor of our own, because seeking moves the file position.
- */
-static int kvmsnap_seek_hole(struct kvmsnap_seeker *seeker, struct file *file, loff_t pos,
-			     loff_t *end)
-{
-	struct inode *inode = file_inode(file);
-	loff_t data, hole;
-
-	if (!seeker->file || seeker->inode != inode) {
-		struct file *own = dentry_open(&file->f_path, O_RDONLY | O_LARGEFILE, file->f_cred);
-
-		kvmsnap_seeker_release(seeker);
-		if (IS_ERR(own))
-			return PTR_ERR(own);
-		seeker->file = own;
-		seeker->inode = inode;
-	}
-
-	if (pos >= i_size_read(inode))
-		return -EFAULT;
-	data = vfs_llseek(seeker->file, pos, SEEK_DATA);
-	if (data == -ENXIO)
-		return 1;
-	if (data < 0)
-		return data;
-	if (data > pos) {
-		*end = min(*end, data);
-		return 1;
-	}
-	hole = vfs_llseek(seeker->file, pos, SEEK_HOLE);
-	if (hole < 0)
-		return hole;
-	*end = min(*end, hole);
-	return 0;
-}
-
-/* Would a fault there be answered by the VMM? */
+/* Must a fault there be answered by the VMM?  Not if it is just write protected. */
 static bool kvmsnap_vma_needs_uffd(struct vm_area_struct *vma)
 {
-	return userfaultfd_missing(vma) || userfaultfd_minor(vma);
+	return vma->vm_flags & __VM_UFFD_FLAGS & ~VM_UFFD_WP;
 }
 
 static long kvmsnap_untouched(struct page **pages, unsigned long bytes)
@@ -161,91 +140,112 @@ static long kvmsnap_untouched(struct page **pages, unsigned long bytes)
 	return bytes >> PAGE_SHIFT;
 }
 
-/* Pages of a memory file.  Enters with the mmap lock held, leaves without. */
-static long kvmsnap_pages_get_shmem(struct mm_struct *mm, struct kvmsnap_seeker *seeker,
-				    struct vm_area_struct *vma, unsigned long start,
+/* The pages of a VMA's range, which all have memory or are to be faulted in. */
+static long kvmsnap_pages_fault(struct vm_area_struct *vma, unsigned long start,
+				unsigned long end, unsigned int flags, struct page **pages)
+{
+	return kvmsnap_gup_remote(vma->vm_mm, start, (end - start) >> PAGE_SHIFT,
+				  flags | FOLL_GET | FOLL_HWPOISON, pages);
+}
+
+static long kvmsnap_pages_get_anon(struct vm_area_struct *vma, unsigned long start,
+				   unsigned long end, struct page **pages)
+{
+	bool empty;
+
+	/* No further than the run: a fault could allocate what lies beyond. */
+	end = start + kvmsnap_entries_run(vma->vm_mm, start, end, &empty);
+	if (empty)
+		return kvmsnap_untouched(pages, end - start);
+	return kvmsnap_pages_fault(vma, start, end, 0, pages);
+}
+
+static long kvmsnap_pages_get_shmem(struct vm_area_struct *vma, unsigned long start,
 				    unsigned long end, struct page **pages)
 {
-	loff_t pos = ((loff_t)vma->vm_pgoff << PAGE_SHIFT) + (start - vma->vm_start);
-	loff_t pos_end = pos + (end - start);
-	struct file *file = get_file(vma->vm_file);
-	unsigned long empty = end - start;
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	unsigned long first = linear_page_index(vma, start), next = first;
+	unsigned long last = first + ((end - start) >> PAGE_SHIFT) - 1;
+	bool empty = true;
+
+	if (first >= DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
+		return -EFAULT;
+	if (!(vma->vm_flags & VM_SHARED))
+		end = start + kvmsnap_entries_run(vma->vm_mm, start, end, &empty);
+
+	/*
+	 * Not by seeking for holes: a collapse by khugepaged looks like one (6.1), and
+	 * seeking takes the inode's lock, which a writer may hold for as long as it likes.
+	 */
+	if (empty) {
+		if (!xa_find(&mapping->i_pages, &next, last, XA_PRESENT))
+			next = last + 1;
+		if (next > first)
+			return kvmsnap_untouched(pages, min(end - start, (next - first) << PAGE_SHIFT));
+		while (next <= last && xa_load(&mapping->i_pages, next))
+			next++;
+		end = min(end, start + ((next - first) << PAGE_SHIFT));
+	}
+	return kvmsnap_pages_fault(vma, start, end, 0, pages);
+}
+
+static long kvmsnap_pages_get_hugetlb(struct vm_area_struct *vma, unsigned long start,
+				      unsigned long end, struct page **pages)
+{
+	unsigned long size = huge_page_size(hstate_vma(vma));
+	bool empty = true;
 	long ret;
 
-	if (!(vma->vm_flags & VM_SHARED))
-		empty = kvmsnap_empty_bytes(mm, start, end);
-	mmap_read_unlock(mm);
-
-	ret = kvmsnap_seek_hole(seeker, file, pos, &pos_end);
-	if (ret < 0)
-		goto out;
-	end = start + (pos_end - pos);
-	if (ret && empty) {
-		ret = kvmsnap_untouched(pages, min(empty, end - start));
-		goto out;
-	}
-
-	/* Something else may be mapped there by now: then begin again. */
-	mmap_read_lock(mm);
-	vma = vma_lookup(mm, start);
-	if (vma && vma->vm_file == file && !kvmsnap_vma_needs_uffd(vma))
-		ret = kvmsnap_gup_remote(mm, start, (min(end, vma->vm_end) - start) >> PAGE_SHIFT,
-					 FOLL_GET, pages);
-	else
-		ret = -EAGAIN;
-	mmap_read_unlock(mm);
-out:
-	fput(file);
-	return ret ?: -EFAULT;
+	end = min(end, ALIGN(start + 1, size));
+	/* Shared ones may share page tables, and have the file to tell. */
+	if (!(vma->vm_flags & VM_MAYSHARE))
+		kvmsnap_entries_run(vma->vm_mm, start, end, &empty);
+	ret = kvmsnap_pages_fault(vma, start, end, empty ? FOLL_DUMP : 0, pages);
+	if (ret == -EFAULT && empty)
+		return kvmsnap_untouched(pages, end - start);
+	return ret;
 }
 
 /*
  * The first pages of a range, of which get_user_pages_fast_only() found none.  At least
  * one, or an error.
  */
-static long kvmsnap_pages_get_slow(struct mm_struct *mm, struct kvmsnap_seeker *seeker,
-				   unsigned long start, unsigned long end, struct page **pages)
+static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, unsigned long end,
+				   struct page **pages)
 {
-	unsigned int flags = FOLL_GET;
 	struct vm_area_struct *vma;
-	unsigned long empty;
-	bool armed;
-	long ret;
+	unsigned long magic = 0;
+	long ret = -EFAULT;
 
-	mmap_read_lock(mm);
+	/* Its holder may be waiting for the VMM. */
+	if (!mmap_read_trylock(mm))
+		return -EAGAIN;
 	vma = vma_lookup(mm, start);
-	if (!vma || (vma->vm_flags & (VM_IO | VM_PFNMAP)) || !(vma->vm_flags & VM_READ)) {
-		ret = -EFAULT;
+	if (!vma || (vma->vm_flags & (VM_IO | VM_PFNMAP)) || !(vma->vm_flags & VM_READ))
 		goto out;
-	}
 	end = min(end, vma->vm_end);
-	armed = kvmsnap_vma_needs_uffd(vma);
+	if (vma->vm_file)
+		magic = file_inode(vma->vm_file)->i_sb->s_magic;
 
-	if (vma_is_anonymous(vma) && !armed) {
-		empty = kvmsnap_empty_bytes(mm, start, end);
-		if (empty) {
-			ret = kvmsnap_untouched(pages, empty);
-			goto out;
-		}
+	if (kvmsnap_vma_needs_uffd(vma)) {
+		/* 6.1's hugetlb doesn't know FOLL_NOFAULT. */
+		if (!is_vm_hugetlb_page(vma))
+			ret = kvmsnap_pages_fault(vma, start, end, FOLL_NOFAULT, pages);
+		if (ret == -EFAULT)
+			ret = -EBUSY;
+	} else if (vma_is_anonymous(vma)) {
+		ret = kvmsnap_pages_get_anon(vma, start, end, pages);
 	} else if (is_vm_hugetlb_page(vma)) {
-		if (!armed)
-			flags |= FOLL_DUMP;
-	} else if (vma->vm_file && file_inode(vma->vm_file)->i_sb->s_magic == TMPFS_MAGIC) {
-		if (!armed)
-			return kvmsnap_pages_get_shmem(mm, seeker, vma, start, end, pages);
-	} else if (vma->vm_file) {
-		flags |= FOLL_NOWAIT;
-	}
-
-	ret = kvmsnap_gup_remote(mm, start, (end - start) >> PAGE_SHIFT, flags, pages);
-	if (ret == -EFAULT && (flags & FOLL_DUMP)) {
-		unsigned long size = huge_page_size(hstate_vma(vma));
-
-		ret = kvmsnap_untouched(pages, min(end, ALIGN(start + 1, size)) - start);
-	} else if (ret == -EFAULT && armed) {
-		ret = -EBUSY;
-	} else if (!ret && (flags & FOLL_NOWAIT)) {
-		ret = -EAGAIN;
+		ret = kvmsnap_pages_get_hugetlb(vma, start, end, pages);
+	} else if (magic == TMPFS_MAGIC) {
+		ret = kvmsnap_pages_get_shmem(vma, start, end, pages);
+	} else if (magic == FUSE_SUPER_MAGIC) {
+		/* Reading a page in can wait for the server, without a way out. */
+		ret = -EOPNOTSUPP;
+	} else {
+		ret = kvmsnap_pages_fault(vma, start, end, FOLL_NOWAIT, pages);
+		if (!ret)
+			ret = -EAGAIN;
 	}
 out:
 	mmap_read_unlock(mm);
@@ -255,7 +255,6 @@ out:
 /**
  * kvmsnap_pages_get() - take references on a run of guest pages
  * @mm: the VM's; the caller holds mmget() and runs under kthread_use_mm()
- * @seeker: of the calling worker
  * @start: address of the first page
  * @nr: number of pages
  * @pages: @nr entries, filled from the first on: a page with a reference, or NULL for one
@@ -263,11 +262,11 @@ out:
  *
  * Context: kernel thread, may sleep, but not for anything in the VMM's hand; no locks.
  * Return: number of entries filled, fewer than @nr when an error ended the run.  If there
- * are none, the error: -EFAULT unreadable, -EBUSY waits for userfaultfd, -EAGAIN a page
- * is being read in (come back later, without @mm), or what GUP or the file returned.
+ * are none, the error: -EFAULT unreadable, -EBUSY waits for userfaultfd, -EOPNOTSUPP a FUSE
+ * file, -EHWPOISON, -ENOMEM, or -EAGAIN: come back later, without @mm.
  */
-long kvmsnap_pages_get(struct mm_struct *mm, struct kvmsnap_seeker *seeker,
-		       unsigned long start, unsigned long nr, struct page **pages)
+long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long nr,
+		       struct page **pages)
 {
 	unsigned long done = 0;
 
@@ -277,7 +276,7 @@ long kvmsnap_pages_get(struct mm_struct *mm, struct kvmsnap_seeker *seeker,
 
 		n = get_user_pages_fast_only(addr, nr - done, 0, pages + done);
 		if (n <= 0)
-			n = kvmsnap_pages_get_slow(mm, seeker, addr, start + (nr << PAGE_SHIFT),
+			n = kvmsnap_pages_get_slow(mm, addr, start + (nr << PAGE_SHIFT),
 						   pages + done);
 		if (n < 0)
 			return done ?: n;
@@ -286,18 +285,25 @@ long kvmsnap_pages_get(struct mm_struct *mm, struct kvmsnap_seeker *seeker,
 	return done;
 }
 
-/*
- * Is the region mapped from that file?  Writing a page to the file that it comes from
- * would change the guest.  Takes the mmap lock; a dead mm maps nothing.
+/**
+ * kvmsnap_region_maps_file() - is the region mapped from that file?
+ * @mm: the VM's, with mmget()
+ * @region: what is saved
+ * @file: what it is saved to
+ *
+ * Writing a page to the file that it comes from would change the guest.
+ * Context: process context of a caller who may be killed; takes the mmap lock.
+ * Return: 1, 0, or -EINTR.
  */
-bool kvmsnap_region_maps_file(struct mm_struct *mm, const struct kvmsnap_region *region,
-			      const struct file *file)
+int kvmsnap_region_maps_file(struct mm_struct *mm, const struct kvmsnap_region *region,
+			     const struct file *file)
 {
 	unsigned long addr = region->hva, end = addr + kvmsnap_region_bytes(region);
 	struct vm_area_struct *vma;
-	bool found = false;
+	int found = 0;
 
-	mmap_read_lock(mm);
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
 	while (!found && addr < end) {
 		vma = find_vma(mm, addr);
 		if (!vma || vma->vm_start >= end)

@@ -37,12 +37,9 @@ void kvmsnap_pass_get(struct kvmsnap_session *session)
 void kvmsnap_pass_put(struct kvmsnap_session *session)
 {
 	struct kvmsnap_pass *pass = &session->pass;
-	u32 i;
 
 	if (!atomic_dec_and_test(&pass->pending))
 		return;
-	for (i = 0; i < pass->nr_workers; i++)
-		kvmsnap_seeker_release(&pass->workers[i].seeker);
 	pass->ended = ktime_get();
 	kvmsnap_session_pass_over(session);
 	kvmsnap_session_put(session);
@@ -114,8 +111,7 @@ static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_w
 		if (in_pass) {
 			u64 page = worker->first_page + worker->filled;
 
-			ret = kvmsnap_pages_get(mm, &worker->seeker,
-						region->hva + (page << PAGE_SHIFT), n, pages);
+			ret = kvmsnap_pages_get(mm, region->hva + (page << PAGE_SHIFT), n, pages);
 			if (ret < 0)
 				break;
 			n = ret;

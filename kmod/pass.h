@@ -29,7 +29,6 @@ struct kvmsnap_session;
  * @run_over: the run that @req carries has ended
  * @pages_zero: found, not yet added to the pass's figure
  * @pages_untouched: likewise
- * @seeker: for holes of memory files
  */
 struct kvmsnap_worker {
 	struct kvmsnap_pass *pass;
@@ -44,7 +43,6 @@ struct kvmsnap_worker {
 	bool run_over;
 	u32 pages_zero;
 	u32 pages_untouched;
-	struct kvmsnap_seeker seeker;
 };
 
 /**

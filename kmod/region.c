@@ -59,10 +59,12 @@ void kvmsnap_region_free(struct kvmsnap_region *region)
 	kfree(region);
 }
 
-/* Give the region a todo bitmap, all clear if it is new.  May sleep. */
-int kvmsnap_region_alloc_todo(struct kvmsnap_region *region)
+/* Give the region a todo bitmap that is all clear.  May sleep. */
+int kvmsnap_region_clear_todo(struct kvmsnap_region *region)
 {
-	if (!region->todo)
+	if (region->todo)
+		memset(region->todo, 0, kvmsnap_region_bitmap_bytes(region));
+	else
 		region->todo = kvmsnap_bitmap_alloc(region);
 	return region->todo ? 0 : -ENOMEM;
 }

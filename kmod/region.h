@@ -40,7 +40,7 @@ struct kvmsnap_region {
 
 struct kvmsnap_region *kvmsnap_region_alloc(const struct kvmsnap_add_region *arg);
 void kvmsnap_region_free(struct kvmsnap_region *region);
-int kvmsnap_region_alloc_todo(struct kvmsnap_region *region);
+int kvmsnap_region_clear_todo(struct kvmsnap_region *region);
 int kvmsnap_region_copy_present(const struct kvmsnap_region *region, u64 first_page, u64 nr_pages,
 				void __user *user);
 bool kvmsnap_region_overlaps(const struct kvmsnap_region *a, const struct kvmsnap_region *b);

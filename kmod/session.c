@@ -98,17 +98,34 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 	spin_unlock(&session->state_lock);
 }
 
+/* Bring session->memory up to date; session->lock held, or nobody else knows @session. */
+static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
+{
+	u64 memory = sizeof(*session) + kvmsnap_writer_memory(&session->writer) +
+		     kvmsnap_pass_memory(&session->pass);
+	u32 i;
+
+	for (i = 0; i < session->nr_regions; i++) {
+		struct kvmsnap_region *region = session->regions[i];
+
+		memory += sizeof(*region) +
+			  kvmsnap_region_bitmap_bytes(region) * (region->todo ? 2 : 1);
+	}
+	WRITE_ONCE(session->memory, memory);
+}
+
 static void kvmsnap_session_free(struct kvmsnap_session *session)
 {
 	/* Nobody else is left: not the file, no worker, no write in flight. */
+	if (session->eventfd)
+		eventfd_ctx_put(session->eventfd);
+	session->eventfd = NULL;	/* unbind calls gone(), which is no event */
 	if (session->vm)
 		kvmsnap_vm_unbind(session->vm);
 	if (session->target)
 		fput(session->target);
 	while (session->nr_regions)
 		kvmsnap_region_free(session->regions[--session->nr_regions]);
-	if (session->eventfd)
-		eventfd_ctx_put(session->eventfd);
 	kvmsnap_pass_destroy(session);
 	kvmsnap_writer_destroy(session);
 	kfree(session);
@@ -158,6 +175,7 @@ struct kvmsnap_session *kvmsnap_session_create(void)
 		return ERR_PTR(err);
 	}
 
+	kvmsnap_session_count_memory(session);
 	mutex_lock(&kvmsnap_sessions_lock);
 	session->id = ++kvmsnap_last_id;
 	list_add_tail(&session->node, &kvmsnap_sessions);
@@ -212,8 +230,10 @@ int kvmsnap_session_bind_vm(struct kvmsnap_session *session, void *data)
 		goto out;
 	vm = kvmsnap_vm_bind(arg->vm_fd, kvmsnap_session_vm_gone, session);
 	err = PTR_ERR_OR_ZERO(vm);
-	if (!err)
+	if (!err) {
 		session->vm = vm;
+		WRITE_ONCE(session->vm_pid, kvmsnap_vm_pid(vm));
+	}
 out:
 	mutex_unlock(&session->lock);
 	return err;
@@ -326,6 +346,7 @@ int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
 	arg->region_id = region->id;
 	session->total_pages += region->nr_pages;
 	session->regions[session->nr_regions++] = region;
+	kvmsnap_session_count_memory(session);
 	region = NULL;
 out_unlock:
 	mutex_unlock(&session->lock);
@@ -333,6 +354,23 @@ out_region:
 	if (region)
 		kvmsnap_region_free(region);
 	return err;
+}
+
+/* Set @nr bits from @first on, in pieces: a region may have billions. */
+static int kvmsnap_set_todo(struct kvmsnap_region *region, u64 first, u64 nr)
+{
+	while (nr) {
+		u64 start = first % BITS_PER_LONG;
+		unsigned int n = min_t(u64, nr, SZ_16M);
+
+		bitmap_set(region->todo + BIT_WORD(first), start, n);
+		first += n;
+		nr -= n;
+		cond_resched();
+		if (fatal_signal_pending(current))
+			return -EINTR;
+	}
+	return 0;
 }
 
 /* Put the caller's ranges into the todo bitmaps; *pages is how many pages that is. */
@@ -346,16 +384,15 @@ static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
 	u64 p;
 	int err;
 
+	/* The workers go through all chunks: each region needs a bitmap. */
 	for (i = 0; i < session->nr_regions; i++) {
-		region = session->regions[i];
-		if (region->todo)
-			memset(region->todo, 0, kvmsnap_region_bitmap_bytes(region));
+		err = kvmsnap_region_clear_todo(session->regions[i]);
+		if (err)
+			return err;
 	}
+	kvmsnap_session_count_memory(session);
 
-	*pages = 0;
 	for (i = 0; i < arg->nr_ranges; i++) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
 		if (copy_from_user(&range, &user[i], sizeof(range)))
 			return -EFAULT;
 		if (range.reserved || !range.nr_pages)
@@ -366,21 +403,19 @@ static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
 		if (range.first_page >= region->nr_pages ||
 		    range.nr_pages > region->nr_pages - range.first_page)
 			return -ERANGE;
-		err = kvmsnap_region_alloc_todo(region);
+		err = kvmsnap_set_todo(region, range.first_page, range.nr_pages);
 		if (err)
 			return err;
-		for (p = range.first_page; p < range.first_page + range.nr_pages; p++) {
-			*pages += !__test_and_set_bit(p % BITS_PER_LONG,
-						      region->todo + BIT_WORD(p));
-			if (!(p % SZ_1M))
-				cond_resched();
-		}
 	}
-	/* The workers go through all chunks: each region needs a bitmap. */
+
+	*pages = 0;
 	for (i = 0; i < session->nr_regions; i++) {
-		err = kvmsnap_region_alloc_todo(session->regions[i]);
-		if (err)
-			return err;
+		region = session->regions[i];
+		for (p = 0; p < region->nr_pages; p += SZ_16M) {
+			*pages += bitmap_weight(region->todo + BIT_WORD(p),
+						min_t(u64, SZ_16M, region->nr_pages - p));
+			cond_resched();
+		}
 	}
 	return 0;
 }
@@ -400,7 +435,9 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 
 		if (region->offset + kvmsnap_region_bytes(region) > size)
 			err = -EFBIG;
-		else if (kvmsnap_region_maps_file(mm, region, session->target))
+		else
+			err = kvmsnap_region_maps_file(mm, region, session->target);
+		if (err > 0)
 			err = -EDEADLK;
 	}
 	mmput_async(mm);
@@ -498,28 +535,19 @@ int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data)
 	return 0;
 }
 
-/* Called with session->lock held, or by the list's holder, to whom regions only grow. */
-static u64 kvmsnap_session_memory(struct kvmsnap_session *session)
-{
-	u64 memory = sizeof(*session) + kvmsnap_writer_memory(&session->writer) +
-		     kvmsnap_pass_memory(&session->pass);
-	u32 i;
-
-	for (i = 0; i < session->nr_regions; i++) {
-		struct kvmsnap_region *region = session->regions[i];
-
-		memory += sizeof(*region) +
-			  kvmsnap_region_bitmap_bytes(region) * (region->todo ? 2 : 1);
-	}
-	return memory;
-}
-
-/* The caller holds session->lock. */
+/**
+ * kvmsnap_session_fill_stats() - figures of the running or last pass
+ * @session: whose
+ * @stats: filled in, but for size and flags
+ *
+ * Takes no lock but @state_lock, because others may hold session->lock for long; the
+ * figures are those of about the same moment.
+ */
 void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_stats *stats)
 {
 	struct kvmsnap_pass *pass = &session->pass;
+	ktime_t ended;
 
-	lockdep_assert_held(&session->lock);
 	spin_lock(&session->state_lock);
 	stats->state = session->state;
 	stats->error = -session->error;
@@ -527,7 +555,7 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 	spin_unlock(&session->state_lock);
 
 	stats->bytes_written = atomic64_read(&session->writer.bytes);
-	stats->pages_total = pass->pages_total;
+	stats->pages_total = READ_ONCE(pass->pages_total);
 	stats->pages_written = stats->bytes_written >> PAGE_SHIFT;
 	stats->pages_zero = atomic64_read(&pass->pages_zero);
 	stats->pages_untouched = atomic64_read(&pass->pages_untouched);
@@ -537,30 +565,20 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 	stats->max_in_flight = READ_ONCE(session->writer.max_in_flight);
 	stats->elapsed_ns = 0;
 	if (stats->pass) {
-		ktime_t end = READ_ONCE(pass->ended) ?: ktime_get();
-
-		stats->elapsed_ns = ktime_to_ns(ktime_sub(end, pass->began));
+		ended = READ_ONCE(pass->ended) ?: ktime_get();
+		stats->elapsed_ns = ktime_to_ns(ktime_sub(ended, READ_ONCE(pass->began)));
 	}
-	stats->memory = kvmsnap_session_memory(session);
+	stats->memory = READ_ONCE(session->memory);
 }
 
 int kvmsnap_session_stats(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_stats *arg = data;
+
 	if (arg->flags)
 		return -EOPNOTSUPP;
-	if (mutex_lock_killable(&session->lock))
-		return -EINTR;
 	kvmsnap_session_fill_stats(session, arg);
-	mutex_unlock(&session->lock);
 	return 0;
-}
-
-/* Process of the VM, in the initial namespace; 0 without one.  session->lock held. */
-pid_t kvmsnap_session_vm_pid(struct kvmsnap_session *session)
-{
-	lockdep_assert_held(&session->lock);
-	return session->vm ? kvmsnap_vm_pid(session->vm) : 0;
 }
 
 int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)

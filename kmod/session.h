@@ -47,6 +47,8 @@ struct kvmsnap_session {
 	struct kvmsnap_region *regions[KVMSNAP_MAX_REGIONS];
 	u32 nr_regions;
 	u64 total_pages;
+	pid_t vm_pid;			/* shown; 0 before bind; read without @lock */
+	u64 memory;			/* bytes we hold, likewise */
 
 	spinlock_t state_lock;
 	enum kvmsnap_state state;	/* @state_lock */
@@ -85,6 +87,5 @@ __poll_t kvmsnap_session_poll(struct kvmsnap_session *session, struct file *file
 extern struct list_head kvmsnap_sessions;
 extern struct mutex kvmsnap_sessions_lock;
 void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_stats *stats);
-pid_t kvmsnap_session_vm_pid(struct kvmsnap_session *session);
 
 #endif

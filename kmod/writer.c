@@ -229,6 +229,8 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 	init_sync_kiocb(&req->iocb, file);
 	req->iocb.ki_pos = pos;
 	req->iocb.ki_flags |= IOCB_DIRECT | IOCB_WRITE;
+	/* O_APPEND may have been set since the check. */
+	req->iocb.ki_flags &= ~IOCB_APPEND;
 	req->iocb.ki_complete = kvmsnap_request_complete;
 	iov_iter_bvec(&iter, ITER_SOURCE, req->bvecs, req->nr_bvecs, bytes);
 	req->submitted = ktime_get();

@@ -239,7 +239,8 @@ struct kvmsnap_queue {
  * @state: out, enum kvmsnap_state
  * @error: out, errno (positive) of the first failure, 0 when there was none:
  *	ECANCELED after CANCEL; ESRCH the VM's process is gone; EFAULT memory that can't
- *	be read; EBUSY memory waits for userfaultfd; else what the target's I/O returned
+ *	be read; EBUSY memory waits for userfaultfd; EOPNOTSUPP memory is of a FUSE file;
+ *	EHWPOISON memory has failed; else what the target's I/O returned
  * @error_offset: out, offset in the target that @error is about; ~0 when it is about none
  * @pass: out, number of the pass
  *
