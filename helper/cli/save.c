@@ -397,8 +397,8 @@ static int run(const struct options *opt, struct error *err)
 		ret = save_vm(&save, err);
 	save.phases.total = now() - began;
 
-	/* As it was found.  What the session still writes goes to a file that is removed. */
-	if (ret && save.stopped_by_us && resume(&save, &second) && second.text[0])
+	/* As it was found, if QEMU is still there. What is in flight goes to a file that is removed. */
+	if (ret && save.stopped_by_us && resume(&save, &second) && ret != -ESRCH)
 		fprintf(stderr, "kvmsnap: the VM could not be resumed: %s; use cont in QEMU's monitor\n",
 			second.text);
 	if (!ret)

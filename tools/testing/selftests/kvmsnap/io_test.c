@@ -250,6 +250,20 @@ TEST(full_file_system)
 	EXPECT_EQ(0, run("cd %s && umount full && rm -rf full full.img", test_dir()));
 }
 
+/*
+ * Load another table into the test's device.  @table goes through the shell's printf: $dev
+ * is the disk below, $size its sectors.
+ */
+static int dm_load(const char *dm, const char *table)
+{
+	return run("dev=$(dmsetup deps -o devno %s | tr -d ' ()' | tr , : | cut -d: -f2-); "
+		   "size=$(cat /sys/dev/block/$dev/size); modprobe -q dm-flakey; "
+		   "dmsetup suspend %s && printf \"%s\" | dmsetup reload %s && dmsetup resume %s",
+		   dm, dm, table, dm, dm);
+}
+
+#define LINEAR "0 $size linear $dev 0\\n"
+
 /* A device that fails between 8 and 9 MiB. */
 TEST(device_error_tells_the_offset)
 {
@@ -260,9 +274,8 @@ TEST(device_error_tells_the_offset)
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
-	ASSERT_EQ(0, run("dev=$(dmsetup table %s | cut -d' ' -f4); dmsetup suspend %s; "
-			 "printf '0 16384 linear '$dev' 0\\n16384 2048 error\\n18432 112640 linear '$dev' 18432\\n' | "
-			 "dmsetup reload %s; dmsetup resume %s", dm, dm, dm, dm));
+	ASSERT_EQ(0, dm_load(dm, "0 16384 linear $dev 0\\n16384 2048 error\\n"
+				 "18432 $((size - 18432)) linear $dev 18432\\n"));
 	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB,
 				open(path, O_RDWR | O_CLOEXEC), 0));
@@ -273,9 +286,7 @@ TEST(device_error_tells_the_offset)
 	EXPECT_EQ(8 * MIB, wait.error_offset);
 	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);
 	setup_close(&s);
-	ASSERT_EQ(0, run("dev=$(dmsetup table %s | head -1 | cut -d' ' -f4); dmsetup suspend %s; "
-			 "echo \"0 131072 linear $dev 0\" | dmsetup reload %s; dmsetup resume %s",
-			 dm, dm, dm, dm));
+	ASSERT_EQ(0, dm_load(dm, LINEAR));
 }
 
 /* dm-flakey that drops everything for a second in two: fails, and then works. */
@@ -288,9 +299,7 @@ TEST(flaky_device)
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
-	ASSERT_EQ(0, run("dev=$(dmsetup table %s | cut -d' ' -f4); modprobe dm-flakey; dmsetup suspend %s; "
-			 "echo \"0 131072 flakey $dev 0 1 1 1 error_writes\" | dmsetup reload %s; "
-			 "dmsetup resume %s", dm, dm, dm, dm));
+	ASSERT_EQ(0, dm_load(dm, "0 $size flakey $dev 0 1 1 1 error_writes\\n"));
 	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, open(path, O_RDWR | O_CLOEXEC), 0));
 	fill_pages(s.mem, s.bytes / PAGE, 11);
@@ -306,9 +315,7 @@ TEST(flaky_device)
 	}
 	EXPECT_EQ(0, err);
 	setup_close(&s);
-	ASSERT_EQ(0, run("dev=$(dmsetup table %s | cut -d' ' -f4); dmsetup suspend %s; "
-			 "echo \"0 131072 linear $dev 0\" | dmsetup reload %s; dmsetup resume %s",
-			 dm, dm, dm, dm));
+	ASSERT_EQ(0, dm_load(dm, LINEAR));
 }
 
 TEST(block_device)
@@ -325,8 +332,9 @@ TEST(block_device)
 	fill_pages(s.mem, 16 * MIB / PAGE, 13);
 	ASSERT_EQ(0, save_all(s.session));
 	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, s.bytes));
-	/* One byte past its end. */
-	EXPECT_EQ(1, kvmsnap_add_region(s.session, (uintptr_t)s.mem + 64 * MIB, 64 * MIB, 32 * MIB, 0));
+	/* One page past its end. */
+	EXPECT_EQ(1, kvmsnap_add_region(s.session, (uintptr_t)s.mem + 64 * MIB, PAGE,
+					(uint64_t)lseek(s.target, 0, SEEK_END), 0));
 	EXPECT_EQ(-EFBIG, kvmsnap_queue_all(s.session, NULL));
 	setup_close(&s);
 }
