@@ -83,6 +83,21 @@ static uint32_t get32(struct reader *r)
 	return be32toh(v);
 }
 
+static uint16_t get16(struct reader *r)
+{
+	uint16_t v;
+
+	get(r, &v, 2);
+	return be16toh(v);
+}
+
+static void skip(struct reader *r, uint64_t len)
+{
+	if (!r->ret && len > r->size - r->pos)
+		bad(r, "it ends too early");
+	r->pos += r->ret ? 0 : len;
+}
+
 static uint64_t get64(struct reader *r)
 {
 	uint64_t v;
@@ -295,15 +310,10 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 /* Optional: a description of the device sections, in JSON. */
 static void parse_description(struct reader *r)
 {
-	uint32_t len;
-
 	if (r->ret || r->pos == r->size || peek8(r) != QEMU_VM_VMDESCRIPTION)
 		return;
 	get8(r);
-	len = get32(r);
-	if (!r->ret && len > r->size - r->pos)
-		bad(r, "it ends too early");
-	r->pos += r->ret ? 0 : len;
+	skip(r, get32(r));
 }
 
 static uint64_t file_size(int fd)
@@ -336,6 +346,12 @@ int snap_parse(struct snapfile *snap, int fd, struct error *err)
 		if (type == QEMU_VM_SECTION_FULL || type == QEMU_VM_EOF)
 			break;
 		get8(&r);
+		if (type == QEMU_VM_COMMAND) {
+			/* Its number and the length of its data; such as "switchover starts". */
+			get16(&r);
+			skip(&r, get16(&r));
+			continue;
+		}
 		section = get32(&r);
 		if (type == QEMU_VM_SECTION_START) {
 			get_counted(&r, name);

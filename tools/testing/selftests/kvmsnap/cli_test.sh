@@ -115,12 +115,16 @@ json_report() {
 
 progress() {
 	# On a terminal the progress line is written over and over.
-	dmsetup suspend --noflush "$dm"
-	(sleep 2; dmsetup resume "$dm") &
-	script -qec "kvmsnap save --qmp $qmp --output /dev/mapper/$dm" /dev/null >"$work/out"
+	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
+	kvmsnap save --qmp "$qmp" --output "$dir/held/snap" --quiet
+	sync
+	dmsetup suspend --noflush --nolockfs "$dm"
+	(sleep 3; dmsetup resume "$dm") &
+	script -qec "kvmsnap save --qmp $qmp --output $dir/held/snap --force" /dev/null >"$work/out"
 	wait
-	grep -Eq 'saving +[0-9]+%' "$work/out"
-	grep -q '^saved' "$work/out"
+	umount "$dir/held"
+	grep -Eq 'saving +[0-9]+%  .*/s' "$work/out"
+	grep -q 'saved .*held/snap' "$work/out"
 	as_before
 }
 
@@ -152,7 +156,7 @@ block_device() {
 	kvmsnap verify "/dev/mapper/$dm"
 	qmp a '{"execute":"cont"}' >/dev/null
 	# One that is too small, one that is mounted.
-	refuses "bytes are needed" save --qmp "$qmp" --output "$KVMSNAP_SMALL"
+	refuses "are needed" save --qmp "$qmp" --output "$KVMSNAP_SMALL"
 	refuses "in use" save --qmp "$qmp" --output "$(findmnt -no SOURCE "$dir")"
 	as_before
 }

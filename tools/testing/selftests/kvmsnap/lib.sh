@@ -88,16 +88,24 @@ guest_kill() {
 	return 0
 }
 
-# qmp NAME 'JSON COMMAND'...: answers of QEMU on the tests' own socket.
-qmp() {
-	local sock=$work/$1.qmp2
+# qmp NAME 'JSON COMMAND'...: what QEMU answers, and its events meanwhile, on the tests' own
+# socket.
+qmp() (
+	sock=$work/$1.qmp2
 	shift
-	{
-		echo '{"execute":"qmp_capabilities"}'
-		printf '%s\n' "$@"
-		sleep 0.3
-	} | socat -t10 - "UNIX-CONNECT:$sock" | tail -n +3
-}
+	coproc Q { exec socat -d0 - "UNIX-CONNECT:$sock"; }
+	read -r -t 60 line <&"${Q[0]}"	# greeting
+	echo '{"execute":"qmp_capabilities"}' >&"${Q[1]}"
+	read -r -t 60 line <&"${Q[0]}"
+	for command; do
+		echo "$command" >&"${Q[1]}"
+		while read -r -t 60 line <&"${Q[0]}"; do
+			printf '%s\n' "$line"
+			[[ $line =~ ^\{\"(return|error)\" ]] && break
+		done
+	done
+	kill "$Q_PID" && wait "$Q_PID" 2>/dev/null
+)
 
 guest_status() {
 	qmp "$1" '{"execute":"query-status"}' | jq -r 'select(.return.status) | .return.status'
