@@ -104,18 +104,19 @@ qmp() (
 			[[ $line =~ ^\{\"(return|error)\" ]] && break
 		done
 	done
-	kill "$Q_PID" && wait "$Q_PID" 2>/dev/null
+	kill "$Q_PID"
+	wait "$Q_PID" 2>/dev/null || true
 )
 
 guest_status() {
 	qmp "$1" '{"execute":"query-status"}' | jq -r 'select(.return.status) | .return.status'
 }
 
-# same_ram NAME FILE: the RAM of a stopped guest, read by ramcmp and not by the module,
-# equals the file byte for byte.
+# same_ram NAME FILE [BYTES]: the RAM of a stopped guest, read by ramcmp and not by the
+# module, equals the file byte for byte.  BYTES: see ramcmp.c.
 same_ram() {
 	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
-		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2"
+		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2" ${3:+"$3"}
 }
 
 # disk N: the device of the machine's N-th --disk.

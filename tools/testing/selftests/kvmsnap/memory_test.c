@@ -341,6 +341,7 @@ TEST(userfaultfd)
 	ASSERT_LE(0, uffd);
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_API, &api));
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, target_create(16 * MIB), 0));
+	madvise(s.mem, s.bytes, MADV_NOHUGEPAGE);
 	fill_pages(s.mem, 8 * MIB / PAGE, 1);
 	reg.range.start = (uintptr_t)s.mem;
 	reg.range.len = s.bytes;

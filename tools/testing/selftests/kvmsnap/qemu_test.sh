@@ -53,7 +53,7 @@ round_trip() {
 	for flavour in plain multifd; do
 		rm -f "$dir/ram."*
 		incoming_start b "$dir/snap" "$flavour" "$@"
-		same_ram b "$dir/snap"
+		same_ram b "$dir/snap" 12
 		qmp b '{"execute":"cont"}' >/dev/null
 		wait_for b 'guest: tick' 60
 		[ "$(sed -n 's/^guest: tick \([0-9]*\).*/\1/p' "$work/b.console" | head -1)" -le $((at + 2)) ]
