@@ -18,7 +18,7 @@ help:
 	@echo '  clean'
 	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
 	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
-	@echo '  test              all tests; KERNEL=6.1|6.12|7.3 (6.12), TESTS="names"'
+	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
 	@echo '  bench             side by side with stock QEMU; writes the table into README.md'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 
@@ -50,14 +50,14 @@ clean:
 	$(MAKE) -C tools/testing/selftests/kvmsnap clean
 	$(MAKE) -C tools/testing/guest clean
 
-KERNEL ?= 6.12
-VM := tools/testing/vm/run --kernel $(KERNEL)
+VMKERNEL := $(or $(KERNEL),6.12)
+VM := tools/testing/vm/run --kernel $(VMKERNEL)
 
 demo:
 	$(VM) --disk 4G -- tools/testing/demo
 
 test:
-	KERNEL=$(KERNEL) tools/testing/test $(TESTS)
+	tools/testing/test $(TESTS)
 
 bench:
 	tools/testing/bench/bench
@@ -65,6 +65,6 @@ bench:
 shell:
 	$(VM) --disk 4G -- sh -c '$(CMD)'
 
-export KDIR PREFIX CC DESTDIR
+export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
 	clean demo test bench shell

@@ -9,7 +9,7 @@ static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
 
 #define KVMSNAP_MAX_REGIONS	256
 /* Of all regions together; at two bits a page that is 1 GiB of bitmaps at most. */
-#define KVMSNAP_MAX_BYTES	(1ULL << 44)
+#define KVMSNAP_MAX_BYTES	BIT_ULL(44)
 
 /* A worker takes a chunk at a time: 2 MiB of a region, aligned in the region. */
 #define KVMSNAP_CHUNK_PAGES	512
