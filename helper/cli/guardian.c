@@ -15,10 +15,41 @@
 #define SAYS_RESUMED	'r'
 #define SAYS_DONE	'd'
 
+/*
+ * Let the VM go on.  QEMU carries commands out in order, so it does not matter what the
+ * helper had sent; 0xff ends a command that it had begun.  The answer is waited for without
+ * a limit, because QEMU drops what a closed connection had queued.
+ */
+static void resume(int qmp_fd)
+{
+	static const char cont[] = "\xff\n{\"execute\":\"cont\",\"id\":\"guardian\"}\n";
+	char answer[4096 + 1];
+	size_t len = 0;
+	ssize_t n;
+
+	if (send(qmp_fd, cont, sizeof(cont) - 1, MSG_NOSIGNAL) < 0)
+		return;
+	for (;;) {
+		n = recv(qmp_fd, answer + len, sizeof(answer) - 1 - len, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return;
+		len += (size_t)n;
+		answer[len] = 0;
+		if (memmem(answer, len, "\"guardian\"", 10))
+			return;
+		/* Keep what the word may have begun in. */
+		if (len > 64) {
+			memmove(answer, answer + len - 16, 16);
+			len = 16;
+		}
+	}
+}
+
 static void guard(int pipe_fd, int qmp_fd, const char *partial)
 {
-	static const char cont[] = "{\"execute\":\"cont\"}\n";
-	char state = SAYS_RESUMED, c, answer[4096];
+	char state = SAYS_RESUMED, c;
 	ssize_t n;
 
 	while ((n = read(pipe_fd, &c, 1)) != 0) {
@@ -28,36 +59,17 @@ static void guard(int pipe_fd, int qmp_fd, const char *partial)
 			_exit(0);
 		state = c;
 	}
-	/* The pipe closed without a word: the helper is dead. */
+	/* The pipe closed without a word: the helper is dead.  The guest comes first. */
+	if (state == SAYS_STOPPED)
+		resume(qmp_fd);
 	if (partial)
 		unlink(partial);
-	if (state == SAYS_STOPPED) {
-		/*
-		 * QEMU carries commands out in order, so it does not matter what the helper
-		 * had sent; a line that it had begun is ended first.  We stay until an answer
-		 * comes, because QEMU drops what a closed connection had queued.
-		 */
-		struct timeval limit = { .tv_sec = 5 };
-		int i;
-
-		setsockopt(qmp_fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-		if (send(qmp_fd, "\n", 1, MSG_NOSIGNAL) == 1 &&
-		    send(qmp_fd, cont, sizeof(cont) - 1, MSG_NOSIGNAL) > 0)
-			for (i = 0; i < 64; i++) {
-				n = recv(qmp_fd, answer, sizeof(answer) - 1, 0);
-				if (n <= 0)
-					break;
-				answer[n] = 0;
-				if (strstr(answer, "\"RESUME\""))
-					break;
-			}
-	}
 	_exit(0);
 }
 
 int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, struct error *err)
 {
-	int fds[2], i;
+	int fds[2], i, status = 0;
 	pid_t pid;
 
 	guardian->fd = -1;
@@ -71,24 +83,25 @@ int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, s
 		return error_set(err, errno, "fork: %s", strerror(errno));
 	}
 	if (pid == 0) {
-		if (fork() != 0)
-			_exit(0);
-		/* Out of the reach of a terminal's or a service manager's signals to the helper. */
+		pid = fork();
+		if (pid)
+			_exit(pid < 0);
+		/* Out of the reach of signals to the helper's process group. */
 		setsid();
 		for (i = 1; i < 32; i++)
 			if (i != SIGKILL && i != SIGSTOP)
 				signal(i, SIG_IGN);
 		prctl(PR_SET_NAME, "kvmsnap-guard");
 		/* Above all our end of the pipe, and the session, which is to end with the helper. */
-		for (i = 0; i < 1024; i++)
-			if (i != fds[0] && i != qmp_fd)
-				close(i);
-		guard(fds[0], qmp_fd, partial);
+		dup2(fds[0], 0);
+		dup2(qmp_fd, 1);
+		close_range(2, ~0U, 0);
+		guard(0, 1, partial);
 	}
-	waitpid(pid, NULL, 0);
+	waitpid(pid, &status, 0);
 	close(fds[0]);
 	guardian->fd = fds[1];
-	return 0;
+	return status ? error_set(err, EAGAIN, "starting the guardian process: %s", strerror(EAGAIN)) : 0;
 }
 
 static void say(struct guardian *guardian, char c)
@@ -106,6 +119,11 @@ void guardian_stopped(struct guardian *guardian, int stopped)
 void guardian_end(struct guardian *guardian)
 {
 	say(guardian, SAYS_DONE);
+	guardian_leave(guardian);
+}
+
+void guardian_leave(struct guardian *guardian)
+{
 	if (guardian->fd >= 0)
 		close(guardian->fd);
 	guardian->fd = -1;

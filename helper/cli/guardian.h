@@ -23,4 +23,7 @@ void guardian_stopped(struct guardian *guardian, int stopped);
 /* Nothing is left to undo: end it. */
 void guardian_end(struct guardian *guardian);
 
+/* Leave to it what is still to be undone. */
+void guardian_leave(struct guardian *guardian);
+
 #endif

@@ -83,11 +83,20 @@ static void catch_signals(void)
 {
 	struct sigaction action = { .sa_handler = on_signal };
 
+	struct sigaction old;
+
 	/* No SA_RESTART: waits end, and look at the flag. */
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
+	/* nohup stays nohup. */
+	sigaction(SIGHUP, &action, &old);
+	if (old.sa_handler == SIG_IGN)
+		signal(SIGHUP, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
+	/* Not to be suspended while the guest waits for us. */
+	signal(SIGTSTP, SIG_IGN);
+	signal(SIGTTIN, SIG_IGN);
+	signal(SIGTTOU, SIG_IGN);
 }
 
 /* Blocks that QEMU fills before it loads a stream, or that are small: written whole. */
@@ -175,35 +184,33 @@ static const char *advice(int error)
 	}
 }
 
-/* Wait for the pass, with progress; on a signal cancel it and wait for its end. */
+/*
+ * Wait for the pass, with progress.  A signal cancels it, and its end is not waited for: what
+ * is in flight goes to a file that is removed, and must not hold the guest.
+ */
 static int wait_pass(struct save *save, struct error *err)
 {
 	struct kvmsnap_wait wait;
-	bool cancelled = false;
 	double began = now();
 	int ret;
 
 	for (;;) {
 		ret = kvmsnap_wait(save->session, 100 * 1000000LL, &wait);
-		if (interrupted && !cancelled) {
+		if (interrupted) {
 			kvmsnap_cancel(save->session);
-			cancelled = true;
+			return error_set(err, EINTR, "interrupted");
 		}
-		if (ret == -ETIME || ret == -EINTR) {
-			if (!cancelled && kvmsnap_stats(save->session, &save->stats) == 0)
-				progress_show("saving", save->stats.pages_done, save->stats.pages_total,
-					      save->stats.bytes_written, began);
-			continue;
-		}
-		break;
+		if (ret != -ETIME && ret != -EINTR)
+			break;
+		if (kvmsnap_stats(save->session, &save->stats) == 0)
+			progress_show("saving", save->stats.pages_done, save->stats.pages_total,
+				      save->stats.bytes_written, began);
 	}
 	progress_clear();
 	if (!ret)
 		ret = kvmsnap_stats(save->session, &save->stats);
 	if (ret)
 		return error_set(err, -ret, "waiting for the module: %s", strerror(-ret));
-	if (cancelled)
-		return error_set(err, EINTR, "interrupted");
 	if (wait.error && wait.error_offset != UINT64_MAX)
 		return error_set(err, wait.error, "writing RAM at offset %llu of the file: %s%s",
 				 (unsigned long long)wait.error_offset, strerror(wait.error),
@@ -230,6 +237,7 @@ static int save_ram(struct save *save, struct error *err)
 			in_module++;
 		else if (region[i] != -ENXIO)
 			ret = error_set(err, -region[i], "RAM block %s: %s", block->name,
+					region[i] == -ENOSPC ? "the VM has more blocks than the module takes" :
 					strerror(-region[i]));
 	}
 	if (!ret && in_module) {
@@ -291,9 +299,12 @@ static int save_vm(struct save *save, struct error *err)
 		guardian_stopped(&save->guardian, 1);
 		save->stopped_by_us = true;
 		save->stopped_at = began;
-		ret = qemu_stop(&save->qemu, err);
+		ret = qemu_stop(&save->qemu, &save->stopped_by_us, err);
 		if (ret)
 			return ret;
+		/* Somebody else was first: it stays stopped. */
+		if (!save->stopped_by_us)
+			guardian_stopped(&save->guardian, 0);
 	}
 	save->phases.stop = now() - began;
 
@@ -318,6 +329,9 @@ static int save_vm(struct save *save, struct error *err)
 	if (ret)
 		return ret;
 	save->phases.ram = now() - began;
+	ret = qemu_check_stopped(&save->qemu, err);
+	if (ret)
+		return ret;
 
 	/* RAM and devices are taken: the guest need not wait for the rest. */
 	if (!save->opt->stay_stopped) {
@@ -329,8 +343,15 @@ static int save_vm(struct save *save, struct error *err)
 	if (interrupted)
 		return error_set(err, EINTR, "interrupted");
 	ret = snap_write(&save->snap, save->target.fd, save->devices, err);
+	/* Where there is no name to give it at the end, the magic number is the commit. */
+	if (!ret && !save->target.partial)
+		ret = target_sync(&save->target, save->opt->sync, err);
+	if (!ret)
+		ret = snap_seal(save->target.fd, err);
 	if (!ret)
 		ret = target_commit(&save->target, save->opt->sync, err);
+	if (save->target.committed)
+		guardian_end(&save->guardian);
 	save->phases.commit = now() - began;
 	return ret;
 }
@@ -397,10 +418,16 @@ static int run(const struct options *opt, struct error *err)
 		ret = save_vm(&save, err);
 	save.phases.total = now() - began;
 
-	/* As it was found, if QEMU is still there. What is in flight goes to a file that is removed. */
-	if (ret && save.stopped_by_us && resume(&save, &second) && ret != -ESRCH)
-		fprintf(stderr, "kvmsnap: the VM could not be resumed: %s; use cont in QEMU's monitor\n",
-			second.text);
+	/* As it was found.  If we can't resume it, the guardian goes on trying. */
+	if (ret && save.stopped_by_us && resume(&save, &second)) {
+		guardian_leave(&save.guardian);
+		if (qemu_is_alive(&save.qemu)) {
+			struct error first = *err;
+
+			error_set(err, -ret, "%.500s; and the VM is not resumed yet: %.300s; use cont in QEMU's monitor",
+				  first.text, second.text);
+		}
+	}
 	if (!ret)
 		report(&save);
 	target_close(&save.target);

@@ -38,7 +38,8 @@ static int open_partial(struct target *target, struct error *err)
 		/* Ours, if it is still the one of that name and new. */
 		if (stat(target->partial, &named) == 0 && named.st_ino == opened.st_ino &&
 		    named.st_dev == opened.st_dev) {
-			if (opened.st_size == 0 && opened.st_blocks == 0) {
+			if (opened.st_size == 0 && opened.st_blocks == 0 &&
+			    opened.st_uid == geteuid() && opened.st_nlink == 1) {
 				target->fd = fd;
 				return 0;
 			}
@@ -52,6 +53,7 @@ static int open_partial(struct target *target, struct error *err)
 
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err)
 {
+	char proc[32];
 	struct stat st;
 	int flags;
 
@@ -65,7 +67,10 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 		if (flags & O_APPEND)
 			return error_set(err, EINVAL, "descriptor %d is open for appending; pages have fixed offsets: open it without O_APPEND",
 					 fd);
-		target->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+		/* Opened anew, because records are written without O_DIRECT. */
+		snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
+		target->fd = flags & O_DIRECT ? open(proc, O_RDWR | O_CLOEXEC) :
+						fcntl(fd, F_DUPFD_CLOEXEC, 3);
 		if (target->fd < 0)
 			return error_set(err, errno, "descriptor %d: %s", fd, strerror(errno));
 		target->device = S_ISBLK(st.st_mode);
@@ -123,6 +128,7 @@ int target_size(struct target *target, uint64_t bytes, struct error *err)
 		return 0;
 	}
 	/* To nothing first: all of a descriptor's old contents go. */
+	target->sized = true;
 	if (ftruncate(target->fd, 0) < 0 || ftruncate(target->fd, (off_t)bytes) < 0)
 		return error_set(err, errno, "sizing the file to %llu bytes: %s", (unsigned long long)bytes,
 				 errno == EFBIG ? "File too large; this file system can't hold one that size" :
@@ -146,7 +152,7 @@ static int sync_directory(const char *path)
 	return ret;
 }
 
-int target_commit(struct target *target, enum sync sync, struct error *err)
+int target_sync(struct target *target, enum sync sync, struct error *err)
 {
 	int ret = 0;
 
@@ -154,14 +160,30 @@ int target_commit(struct target *target, enum sync sync, struct error *err)
 		ret = fdatasync(target->fd);
 	else if (sync == SYNC_FULL)
 		ret = fsync(target->fd);
-	if (ret < 0)
-		return error_set(err, errno, "making the snapshot durable: %s", strerror(errno));
-	if (!target->partial)
+	return ret < 0 ? error_set(err, errno, "making the snapshot durable: %s", strerror(errno)) : 0;
+}
+
+int target_commit(struct target *target, enum sync sync, struct error *err)
+{
+	int ret = target_sync(target, sync, err);
+
+	if (ret)
+		return ret;
+	target->committed = !target->partial;
+	if (target->committed)
 		return 0;
-	if (renameat2(AT_FDCWD, target->partial, AT_FDCWD, target->path,
-		      target->force ? 0 : RENAME_NOREPLACE) < 0)
+	ret = renameat2(AT_FDCWD, target->partial, AT_FDCWD, target->path,
+			target->force ? 0 : RENAME_NOREPLACE);
+	/* Not every file system knows the flag. */
+	if (ret < 0 && errno == EINVAL) {
+		ret = link(target->partial, target->path);
+		if (!ret)
+			unlink(target->partial);
+	}
+	if (ret < 0)
 		return error_set(err, errno, "renaming %s to %s: %s", target->partial, target->path,
 				 strerror(errno));
+	target->committed = true;
 	free(target->partial);
 	target->partial = NULL;
 	if (sync == SYNC_FULL) {
@@ -175,8 +197,12 @@ int target_commit(struct target *target, enum sync sync, struct error *err)
 
 void target_close(struct target *target)
 {
-	if (target->partial && target->fd >= 0)
-		unlink(target->partial);
+	if (target->fd >= 0 && !target->committed) {
+		if (target->partial)
+			unlink(target->partial);
+		else if (target->sized && !target->device && ftruncate(target->fd, 0) < 0)
+			fprintf(stderr, "kvmsnap: emptying the file: %s\n", strerror(errno));
+	}
 	if (target->fd >= 0)
 		close(target->fd);
 	free(target->partial);

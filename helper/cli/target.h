@@ -19,6 +19,8 @@ struct target {
 	char *partial;		/* name until commit; NULL for a device or a descriptor */
 	bool device;		/* block device */
 	bool force;		/* may replace what is there */
+	bool sized;		/* what a descriptor's file held is gone */
+	bool committed;
 };
 
 /* @path, or the descriptor @fd when @path is NULL.  @force: an existing file may be replaced. */
@@ -27,7 +29,10 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 /* Make room for @bytes, all of which read as zeros afterwards. */
 int target_size(struct target *target, uint64_t bytes, struct error *err);
 
-/* Make it durable as far as @sync says, then give it its name. */
+/* Make what is written so far durable, as far as @sync says. */
+int target_sync(struct target *target, enum sync sync, struct error *err);
+
+/* The same for all of it, then give it its name. */
 int target_commit(struct target *target, enum sync sync, struct error *err);
 
 /* Close it, and remove what was not committed. */

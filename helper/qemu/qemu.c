@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,6 +81,27 @@ static int check_migration(struct qemu *qemu, struct error *err)
 	return ret;
 }
 
+/* Devices that xen-save-devices-state leaves out, or whose memory it would restore too late. */
+static int check_devices(struct qemu *qemu, struct error *err)
+{
+	static const char *const bad[] = { "vfio-", "virtio-mem" };
+	char *text = qmp_hmp(&qemu->qmp, "info qtree", err);
+	char needle[32];
+	int ret = 0;
+	size_t i;
+
+	if (!text)
+		return -EIO;
+	for (i = 0; i < sizeof(bad) / sizeof(*bad) && !ret; i++) {
+		snprintf(needle, sizeof(needle), "dev: %s", bad[i]);
+		if (strstr(text, needle))
+			ret = error_set(err, EOPNOTSUPP, "the VM has a %s device, whose state can't be saved; unplug it first",
+					bad[i]);
+	}
+	free(text);
+	return ret;
+}
+
 static int read_machine(struct qemu *qemu, struct error *err)
 {
 	json_t *result = qmp_command(&qemu->qmp, "qom-get",
@@ -115,6 +137,8 @@ int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *
 	if (!ret)
 		ret = check_migration(qemu, err);
 	if (!ret)
+		ret = check_devices(qemu, err);
+	if (!ret)
 		ret = read_machine(qemu, err);
 	if (ret)
 		qemu_detach(qemu);
@@ -131,7 +155,8 @@ void qemu_detach(struct qemu *qemu)
 
 bool qemu_is_running(const struct qemu *qemu)
 {
-	return !strcmp(qemu->status, "running");
+	/* A suspended VM may wake. */
+	return !strcmp(qemu->status, "running") || !strcmp(qemu->status, "suspended");
 }
 
 static int simple(struct qemu *qemu, const char *command, struct error *err)
@@ -142,9 +167,41 @@ static int simple(struct qemu *qemu, const char *command, struct error *err)
 	return result ? 0 : -EIO;
 }
 
-int qemu_stop(struct qemu *qemu, struct error *err)
+int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err)
 {
-	return simple(qemu, "stop", err);
+	int ret;
+
+	qemu->qmp.stopped = false;
+	ret = simple(qemu, "stop", err);
+	/* The event comes before the answer, and only if there was something to stop. */
+	*stopped = ret || qemu->qmp.stopped;
+	qemu->qmp.changed = false;
+	return ret;
+}
+
+int qemu_check_stopped(struct qemu *qemu, struct error *err)
+{
+	char before[sizeof(qemu->status)];
+	bool running;
+	int ret;
+
+	memcpy(before, qemu->status, sizeof(before));
+	ret = read_status(qemu, err);
+	running = qemu_is_running(qemu);
+	memcpy(qemu->status, before, sizeof(before));
+	if (!ret && (running || qemu->qmp.changed))
+		ret = error_set(err, EBUSY, "the VM was resumed or reset by another client while it was saved; save it again");
+	return ret;
+}
+
+bool qemu_is_alive(const struct qemu *qemu)
+{
+	struct pollfd pfd = { .fd = (int)syscall(SYS_pidfd_open, qemu->pid, 0), .events = POLLIN };
+	bool alive = pfd.fd >= 0 && poll(&pfd, 1, 1000) == 0;
+
+	if (pfd.fd >= 0)
+		close(pfd.fd);
+	return alive;
 }
 
 int qemu_cont(struct qemu *qemu, struct error *err)
@@ -164,6 +221,9 @@ static int parse_block(char *line, struct qemu_block *block)
 
 	for (w = strtok_r(line, " \t\r", &save); w && n < 16; w = strtok_r(NULL, " \t\r", &save))
 		word[n++] = w;
+	/* Without a name: not plugged in anywhere, and not in QEMU's stream either. */
+	if (n == 7)
+		return -ENOENT;
 	if (n != 8)
 		return -EPROTO;
 	if (strlen(word[0]) >= sizeof(block->name))
@@ -198,6 +258,10 @@ int qemu_list_blocks(struct qemu *qemu, struct error *err)
 		if (!strchr(line, '0'))
 			continue;
 		ret = parse_block(line, &block);
+		if (ret == -ENOENT) {
+			ret = 0;
+			continue;
+		}
 		if (ret) {
 			error_set(err, EPROTO, "QEMU's list of RAM blocks isn't understood at: %s", line);
 			break;
@@ -220,7 +284,7 @@ int qemu_vm_fd(struct qemu *qemu, struct error *err)
 {
 	char path[64], target[64];
 	struct dirent *entry;
-	int pidfd, fd = -1;
+	int pidfd, fd;
 	ssize_t n;
 	DIR *dir;
 
@@ -234,7 +298,8 @@ int qemu_vm_fd(struct qemu *qemu, struct error *err)
 		fd = error_set(err, errno, "%s: %s; run as root", path, strerror(errno));
 		goto out;
 	}
-	while (fd < 0 && (entry = readdir(dir))) {
+	fd = -ENXIO;
+	while (fd == -ENXIO && (entry = readdir(dir))) {
 		n = readlinkat(dirfd(dir), entry->d_name, target, sizeof(target) - 1);
 		if (n < 0)
 			continue;
@@ -242,14 +307,12 @@ int qemu_vm_fd(struct qemu *qemu, struct error *err)
 		if (strcmp(target, "anon_inode:kvm-vm"))
 			continue;
 		fd = (int)syscall(SYS_pidfd_getfd, pidfd, atoi(entry->d_name), 0);
-		if (fd < 0) {
+		if (fd < 0)
 			fd = error_set(err, errno, "taking QEMU's VM descriptor: %s; run as root", strerror(errno));
-			break;
-		}
 	}
-	if (fd == -1)
-		fd = error_set(err, ENXIO, "process %d has no KVM VM; is it QEMU, started with -accel kvm?",
-			       (int)qemu->pid);
+	if (fd == -ENXIO)
+		error_set(err, ENXIO, "process %d has no KVM VM; start QEMU with -accel kvm, or name its process with --pid",
+			  (int)qemu->pid);
 	closedir(dir);
 out:
 	close(pidfd);

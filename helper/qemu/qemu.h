@@ -38,7 +38,15 @@ void qemu_detach(struct qemu *qemu);
 
 /* Are the vCPUs running? */
 bool qemu_is_running(const struct qemu *qemu);
-int qemu_stop(struct qemu *qemu, struct error *err);
+
+/* Stop it; *stopped tells whether it was running until then. */
+int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err);
+
+/* Has it stayed stopped since?  -EBUSY when somebody else let it go on or reset it. */
+int qemu_check_stopped(struct qemu *qemu, struct error *err);
+
+/* Is the process there?  One that is about to exit has a second to do so. */
+bool qemu_is_alive(const struct qemu *qemu);
 int qemu_cont(struct qemu *qemu, struct error *err);
 
 /* Read the list of RAM blocks; the VM is stopped, so that it stays valid. */

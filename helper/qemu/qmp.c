@@ -115,6 +115,14 @@ static int send_line(struct qmp *qmp, const char *text, size_t len, int fd)
 	return 0;
 }
 
+static void note_event(struct qmp *qmp, const char *event)
+{
+	if (!event)
+		return;
+	qmp->stopped |= !strcmp(event, "STOP");
+	qmp->changed |= !strcmp(event, "RESUME") || !strcmp(event, "RESET");
+}
+
 json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, int timeout_ms,
 		    struct error *err)
 {
@@ -123,7 +131,10 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 	char *text;
 	int ret;
 
-	request = json_pack("{s:s, s:o*}", "execute", command, "arguments", args);
+	/* The id tells its answer from a late one to a command that had timed out. */
+	qmp->id++;
+	request = json_pack("{s:s, s:o*, s:I}", "execute", command, "arguments", args,
+			    "id", (json_int_t)qmp->id);
 	text = request ? json_dumps(request, JSON_COMPACT) : NULL;
 	json_decref(request);
 	if (!text) {
@@ -141,8 +152,13 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 		msg = receive(qmp, deadline, err);
 		if (!msg)
 			return NULL;
+		note_event(qmp, json_string_value(json_object_get(msg, "event")));
+		if (json_integer_value(json_object_get(msg, "id")) != qmp->id) {
+			json_decref(msg);
+			continue;
+		}
 		result = json_incref(json_object_get(msg, "return"));
-		if (!result && json_object_get(msg, "error")) {
+		if (!result) {
 			const char *desc = json_string_value(
 				json_object_get(json_object_get(msg, "error"), "desc"));
 
@@ -150,7 +166,7 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 			json_decref(msg);
 			return NULL;
 		}
-		json_decref(msg);	/* an event, unless it was the answer */
+		json_decref(msg);
 	}
 	return result;
 }

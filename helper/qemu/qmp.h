@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * QMP, QEMU's machine protocol: a connection to its socket (docs/interop/qmp-spec.rst in
- * QEMU).  Commands are carried out one at a time; events in between are passed over.
+ * QEMU).  Commands are carried out one at a time; of the events in between, those that tell
+ * that the VM was stopped or has gone on are noted.
  */
 #ifndef QMP_H
 #define QMP_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -15,6 +17,9 @@
 struct qmp {
 	int fd;
 	pid_t peer;		/* process behind the socket */
+	unsigned int id;	/* of the last command */
+	bool stopped;		/* a STOP event has been seen */
+	bool changed;		/* a RESUME or RESET event has been seen */
 	char *buf;		/* received, not yet taken: whole and part lines */
 	size_t len, size;
 };

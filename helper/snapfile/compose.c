@@ -102,7 +102,7 @@ static void compose_head(const struct snapfile *snap, struct buffer *b)
 	for (i = 0; i < snap->nr_blocks; i++)
 		total += snap->blocks[i].length;
 
-	put32(b, QEMU_VM_FILE_MAGIC);
+	put32(b, 0);			/* the magic number: snap_seal() */
 	put32(b, QEMU_VM_FILE_VERSION);
 
 	put8(b, QEMU_VM_CONFIGURATION);
@@ -210,4 +210,12 @@ int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 	if (ret)
 		error_set(err, -ret, "writing the snapshot's records: %s", strerror(-ret));
 	return ret;
+}
+
+int snap_seal(int fd, struct error *err)
+{
+	uint32_t magic = htobe32(QEMU_VM_FILE_MAGIC);
+	int ret = snap_pwrite(fd, &magic, sizeof(magic), 0);
+
+	return ret ? error_set(err, -ret, "writing the snapshot's head: %s", strerror(-ret)) : 0;
 }

@@ -18,11 +18,13 @@
 #include <unistd.h>
 
 #define MAX_BLOCKS	4096
+#define MAX_CAPABILITIES 64
+#define MAX_BITMAP	(64ULL << 20)	/* bytes, beyond what the file itself occupies */
 #define MAX_DEVICES	(64ULL << 20)	/* bytes of device sections */
 
 struct reader {
 	int fd;
-	uint64_t pos, size;
+	uint64_t pos, size, occupied;
 	struct error *err;
 	int ret;			/* first failure; then everything reads as 0 */
 };
@@ -106,12 +108,24 @@ static uint64_t get64(struct reader *r)
 	return be64toh(v);
 }
 
+static bool printable(const uint8_t *p, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++)
+		if (p[i] <= ' ' || p[i] > '~')
+			return false;
+	return true;
+}
+
 static void get_counted(struct reader *r, char name[SNAP_MAX_NAME + 1])
 {
 	uint8_t len = get8(r);
 
 	get(r, name, len);
 	name[r->ret ? 0 : len] = 0;
+	if (!printable((uint8_t *)name, strlen(name)) || strlen(name) != (r->ret ? 0 : len))
+		bad(r, "a name that isn't one");
 }
 
 static uint8_t peek8(struct reader *r)
@@ -140,12 +154,16 @@ static void parse_configuration(struct reader *r, struct snapfile *snap)
 		return;
 	}
 	get(r, snap->machine, len);
+	if (!printable((uint8_t *)snap->machine, len))
+		bad(r, "a machine type that isn't one");
 	while (!r->ret && peek8(r) == QEMU_VM_SUBSECTION) {
 		get8(r);
 		get_counted(r, name);
 		get32(r);		/* version */
 		if (!strcmp(name, "configuration/capabilities")) {
 			n = get32(r);
+			if (n > MAX_CAPABILITIES)
+				bad(r, "too many capabilities");
 			for (i = 0; i < n && !r->ret; i++) {
 				get_counted(r, name);
 				mapped |= !strcmp(name, "mapped-ram");
@@ -184,6 +202,10 @@ static void parse_block(struct reader *r, struct snapfile *snap)
 	    block.pages_offset < block.bitmap_offset + bitmap_bytes ||
 	    block.pages_offset > r->size || block.length > r->size - block.pages_offset) {
 		bad(r, "a RAM block that doesn't fit the file");
+		return;
+	}
+	if (bitmap_bytes > MAX_BITMAP && bitmap_bytes > r->occupied) {
+		bad(r, "a RAM block that is larger than this file can hold");
 		return;
 	}
 	if (snap->nr_blocks == MAX_BLOCKS) {
@@ -237,18 +259,24 @@ static void parse_ram(struct reader *r, struct snapfile *snap, uint32_t section)
 		bad(r, "a RAM section without its end");
 }
 
+/*
+ * Do a section's head or the end of all follow?  The end is a 0 byte that is the last, or
+ * has a description behind it that fits.
+ */
 static bool plausible_section(const uint8_t *p, size_t len)
 {
-	size_t i;
+	uint32_t description;
 
-	if (len && p[0] == QEMU_VM_EOF)
-		return true;
-	if (len < 6 || p[0] != QEMU_VM_SECTION_FULL || !p[5] || len < 6u + p[5] + 8u)
-		return false;
-	for (i = 0; i < p[5]; i++)
-		if (p[6 + i] <= ' ' || p[6 + i] > '~')
+	if (len && p[0] == QEMU_VM_EOF) {
+		if (len == 1)
+			return true;
+		if (len < 6 || p[1] != QEMU_VM_VMDESCRIPTION)
 			return false;
-	return true;
+		memcpy(&description, p + 2, 4);
+		return be32toh(description) <= len - 6;
+	}
+	return len >= 6 && p[0] == QEMU_VM_SECTION_FULL && p[5] && len >= 6u + p[5] + 8u &&
+	       printable(p + 6, p[5]);
 }
 
 static int add_device(struct snapfile *snap, const uint8_t *name, size_t len)
@@ -282,12 +310,12 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 	end = data + len;
 	while (!r->ret) {
 		r->pos = snap->devices_offset + (uint64_t)(p - data);
-		if (p < end && *p == QEMU_VM_EOF) {
-			r->pos++;
-			break;
-		}
 		if (!plausible_section(p, (size_t)(end - p))) {
 			bad(r, "a device section that makes no sense");
+			break;
+		}
+		if (*p == QEMU_VM_EOF) {
+			r->pos++;
 			break;
 		}
 		if (add_device(snap, p + 6, p[5])) {
@@ -316,26 +344,28 @@ static void parse_description(struct reader *r)
 	skip(r, get32(r));
 }
 
-static uint64_t file_size(int fd)
+/* How long the file is, and how much of it takes room on the disk. */
+static void file_size(struct reader *r)
 {
 	struct stat st;
-	uint64_t bytes = 0;
 
-	if (fstat(fd, &st) < 0)
-		return 0;
-	if (S_ISBLK(st.st_mode) && ioctl(fd, BLKGETSIZE64, &bytes) == 0)
-		return bytes;
-	return (uint64_t)st.st_size;
+	if (fstat(r->fd, &st) < 0)
+		return;
+	r->size = (uint64_t)st.st_size;
+	r->occupied = (uint64_t)st.st_blocks * 512;
+	if (S_ISBLK(st.st_mode) && ioctl(r->fd, BLKGETSIZE64, &r->size) == 0)
+		r->occupied = r->size;
 }
 
 int snap_parse(struct snapfile *snap, int fd, struct error *err)
 {
-	struct reader r = { .fd = fd, .size = file_size(fd), .err = err };
+	struct reader r = { .fd = fd, .err = err };
 	char name[SNAP_MAX_NAME + 1];
 	uint32_t section;
 	uint8_t type;
 
 	*snap = (struct snapfile){ 0 };
+	file_size(&r);
 	if (get32(&r) != QEMU_VM_FILE_MAGIC || get32(&r) != QEMU_VM_FILE_VERSION)
 		bad(&r, "no QEMU migration header");
 	if (!r.ret)

@@ -58,10 +58,13 @@ void snap_layout(struct snapfile *snap);
 
 /*
  * Write all but pages and device sections to @fd at their offsets: what precedes the
- * pages, records and bitmaps.  @devices_len bytes of device sections (ending with
+ * pages, records and bitmaps.  The device sections (ending with
  * QEMU_VM_EOF) are read from @devices_fd and written behind.  snap->size is set.
  */
 int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err);
+
+/* Write the magic number, without which it is no file of QEMU's: last of all. */
+int snap_seal(int fd, struct error *err);
 
 /*
  * Parse a file of ours or of QEMU's, from offset 0.  All that is in it is checked against

@@ -232,6 +232,23 @@ interrupted() {
 	return $status
 }
 
+# Another client lets the guest go on in the middle: the file can't be right.
+foreign_resume() {
+	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
+	local save_dir=$dir status=0
+	dir=$dir/held
+	held_save || status=1
+	qmp a '{"execute":"cont"}' >/dev/null
+	dmsetup resume "$dm"
+	wait $save && status=2 || [ $? = 1 ] || status=3
+	grep -q 'resumed or reset by another client' "$work/err" || status=4
+	[ ! -e "$dir/snap" ] || status=5
+	as_before || status=6
+	dir=$save_dir
+	umount "$dir/held"
+	return $status
+}
+
 killed_helper() {
 	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
 	local save_dir=$dir status=0 i
@@ -265,7 +282,7 @@ killed_qemu() {
 	guest_kill a
 	dmsetup resume "$dm"
 	wait $save && status=2
-	[ "$(wc -l <"$work/err")" = 1 ] || status=3
+	grep -c . "$work/err" | grep -qx 1 || status=3
 	cat "$work/err"
 	[ ! -e "$dir/snap.partial" ] || status=4
 	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] || status=5
@@ -311,6 +328,14 @@ damaged_files() {
 		refuses "$dir/cut" verify "$dir/cut"
 		refuses "$dir/cut" info "$dir/cut"
 	done
+	# Four thousand million capabilities; a machine type that would write on the terminal.
+	cp --sparse=always "$dir/snap" "$dir/cut"
+	at=$(grep -abo -m1 mapped-ram "$dir/cut" | head -1 | cut -d: -f1)
+	printf '\377\377\377\377' | dd of="$dir/cut" bs=1 seek=$((at - 5)) conv=notrunc status=none
+	refuses "too many capabilities" info "$dir/cut"
+	cp --sparse=always "$dir/snap" "$dir/cut"
+	printf '\033' | dd of="$dir/cut" bs=1 seek=13 conv=notrunc status=none
+	refuses "machine type" info "$dir/cut"
 	head -c 100000 /dev/urandom >"$dir/cut"
 	refuses "not a whole mapped-ram file" info "$dir/cut"
 	: >"$dir/cut"
@@ -355,7 +380,7 @@ tracing() {
 	rm "$dir/snap"
 }
 
-guest_start a "fill=32 tick=100" -m 160M || exit 1
+guest_start a "fill=32 tick=100" -m 160M -object memory-backend-ram,id=spare,size=1M || exit 1
 tap_case "wrong usage" usage_errors
 tap_case "no QEMU, not QEMU, another client" no_qemu
 tap_case "module not loaded" no_module
@@ -369,6 +394,7 @@ tap_case "block device" block_device
 tap_case "full disk" full_disk
 tap_case "disk error" disk_error
 tap_case "Ctrl-C" interrupted
+tap_case "another client resumes the guest" foreign_resume
 tap_case "kill -9 of the helper" killed_helper
 tap_case "kill -9 of QEMU" killed_qemu
 tap_case "partial files, left over and in use" stale_partial
