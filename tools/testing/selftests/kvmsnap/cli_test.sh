@@ -318,6 +318,25 @@ blocked_migration() {
 	return $status
 }
 
+# Memory that a guest has not used costs next to nothing: 4 GiB like 160 MiB.
+idle_guest() {
+	local small large
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/small"
+	rm "$dir/snap"
+	echo 1 >/proc/sys/vm/overcommit_memory
+	guest_start s "fill=32 tick=100" -m 4G
+	kvmsnap save --qmp "$work/s.qmp" --output "$dir/snap" --json >"$work/large" || { guest_kill s; return 1; }
+	guest_kill s
+	rm "$dir/snap"
+	jq -c '{ram_bytes, written_bytes, untouched_bytes, ram: .phases.ram}' "$work/small" "$work/large"
+	small=$(jq .written_bytes "$work/small") large=$(jq .written_bytes "$work/large")
+	[ "$large" -lt $((small + (160 << 20))) ]
+	jq -e '.untouched_bytes > 3.5 * 1073741824' "$work/large" >/dev/null
+	# The rate over what is written, half of the small guest's at least.
+	jq -se '.[1].phases.ram / .[1].written_bytes < 2 * .[0].phases.ram / .[0].written_bytes' \
+		"$work/small" "$work/large" >/dev/null
+}
+
 damaged_files() {
 	kvmsnap save --qmp "$qmp" --output "$dir/snap"
 	local size at
@@ -399,6 +418,7 @@ tap_case "kill -9 of the helper" killed_helper
 tap_case "kill -9 of QEMU" killed_qemu
 tap_case "partial files, left over and in use" stale_partial
 tap_case "a VM that QEMU says can't be migrated" blocked_migration
+tap_case "an idle 4 GiB guest costs what it uses" idle_guest
 tap_case "damaged files" damaged_files
 tap_case "files that QEMU made" qemu_made_file
 tap_case "every write in a perf trace" tracing

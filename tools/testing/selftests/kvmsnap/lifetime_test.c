@@ -267,6 +267,41 @@ TEST(another_process)
 	close(target);
 }
 
+/* The session goes to another process while it writes; the VMM keeps the VM. */
+TEST_F(held, passed_on)
+{
+	int socks[2], status;
+	struct kvmsnap_wait wait;
+	struct setup s;
+	pid_t child;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, socks));
+	child = fork();
+	if (!child) {
+		int session = receive_fd(socks[1]);
+
+		/* Our own memory is no part of it. */
+		if (kvmsnap_wait(session, 30 * SECOND, &wait) || wait.error)
+			_exit(1);
+		if (kvmsnap_bind_vm(session, 0) != -EBUSY)
+			_exit(2);
+		_exit(save_all(session) ? 3 : 0);
+	}
+	ASSERT_EQ(0, begin(&s, self->path));
+	hold(self->dm);
+	ASSERT_EQ(0, queue_held(s.session));
+	ASSERT_EQ(0, send_fd(socks[0], s.session));
+	close(s.session);
+	release(self->dm);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	s.session = -1;
+	setup_close(&s);
+	close(socks[0]);
+	close(socks[1]);
+}
+
 TEST_F(held, killed_vmm_of_another_session)
 {
 	struct pollfd pfd = { .events = POLLIN };
