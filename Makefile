@@ -19,6 +19,7 @@ help:
 	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
 	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
+	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
 	@echo '  bench             side by side with stock QEMU; writes the table into README.md'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 
@@ -32,6 +33,7 @@ helper:
 	$(MAKE) -C helper all
 
 tests: helper
+	$(MAKE) -C tools/testing/vmm all
 	$(MAKE) -C tools/testing/selftests/kvmsnap all
 	$(MAKE) -C tools/testing/guest all
 
@@ -41,6 +43,7 @@ install-helper:
 	$(MAKE) -C helper install
 
 install-tests:
+	$(MAKE) -C tools/testing/vmm install
 	$(MAKE) -C tools/testing/selftests/kvmsnap install
 	$(MAKE) -C tools/testing/guest install
 
@@ -49,6 +52,7 @@ clean:
 	$(MAKE) -C helper clean
 	$(MAKE) -C tools/testing/selftests/kvmsnap clean
 	$(MAKE) -C tools/testing/guest clean
+	$(MAKE) -C tools/testing/vmm clean
 
 VMKERNEL := $(or $(KERNEL),6.12)
 VM := tools/testing/vm/run --kernel $(VMKERNEL)
@@ -59,6 +63,9 @@ demo:
 test:
 	tools/testing/test $(TESTS)
 
+test-broken:
+	tools/testing/test-broken $(TESTS)
+
 bench:
 	tools/testing/bench/bench
 
@@ -67,4 +74,4 @@ shell:
 
 export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
-	clean demo test bench shell
+	clean demo test test-broken bench shell

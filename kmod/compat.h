@@ -10,6 +10,7 @@
 #include <linux/fs.h>
 #include <linux/kvm_host.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
 #include <linux/user_namespace.h>
 #include <linux/version.h>
 
@@ -32,6 +33,16 @@ static inline void kvmsnap_eventfd_signal(struct eventfd_ctx *ctx)
 	eventfd_signal(ctx, 1);
 #else
 	eventfd_signal(ctx);
+#endif
+}
+
+/* Wants a file's pages left alone while they are written?  Before 6.7 only a super block said. */
+static inline bool kvmsnap_mapping_stable(struct address_space *mapping)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 7, 0)
+	return mapping->host->i_sb->s_iflags & SB_I_STABLE_WRITES;
+#else
+	return mapping_stable_writes(mapping);
 #endif
 }
 

@@ -11,10 +11,12 @@
  *
  * When the address space goes away (exit, exec, kill), the notifier's release runs
  * first: it drops the VM file there, so that KVM tears the VM down when it would have
- * without us, and tells the session by its gone() callback.
+ * without us, and tells the session by its gone() callback.  When the host drops, replaces
+ * or moves pages, the notifier tells by the changed() callback, once it is done.
  */
 #include <linux/capability.h>
 #include <linux/file.h>
+#include <linux/kthread.h>
 #include <linux/kvm_host.h>
 #include <linux/magic.h>
 #include <linux/mmu_notifier.h>
@@ -28,7 +30,7 @@ struct kvmsnap_vm {
 	struct mmu_notifier notifier;	/* holds mm */
 	struct mm_struct *mm;
 	pid_t pid;			/* of the process that made the VM, in the initial namespace */
-	void (*gone)(void *data);
+	const struct kvmsnap_vm_ops *ops;
 	void *data;
 
 	spinlock_t lock;
@@ -58,25 +60,42 @@ static void kvmsnap_vm_mm_release(struct mmu_notifier *notifier, struct mm_struc
 
 	if (file)
 		fput(file);
-	vm->gone(vm->data);
+	vm->ops->gone(vm->data);
+}
+
+/*
+ * Pages of the range are not what they were.  At the end, not at the start, of which the
+ * change is yet to come: a page that is read in between would be old.
+ */
+static void kvmsnap_vm_mm_changed(struct mmu_notifier *notifier,
+				  const struct mmu_notifier_range *range)
+{
+	struct kvmsnap_vm *vm = container_of(notifier, struct kvmsnap_vm, notifier);
+
+	/* These leave the bytes alone. */
+	if (range->event == MMU_NOTIFY_PROTECTION_VMA ||
+	    range->event == MMU_NOTIFY_PROTECTION_PAGE ||
+	    range->event == MMU_NOTIFY_SOFT_DIRTY)
+		return;
+	vm->ops->changed(vm->data, range->start, range->end);
 }
 
 static const struct mmu_notifier_ops kvmsnap_vm_notifier_ops = {
 	.release = kvmsnap_vm_mm_release,
+	.invalidate_range_end = kvmsnap_vm_mm_changed,
 };
 
 /**
  * kvmsnap_vm_bind() - take hold of a VM
  * @fd: VM descriptor in the caller's table
- * @gone: called once when the VM's address space goes away before unbind, or from within
- *	unbind; may not sleep for long, must not unbind
- * @data: for @gone
+ * @ops: callbacks, from now on
+ * @data: for them
  *
  * Context: process context, may sleep.
  * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -ESRCH (process gone), -ENOMEM,
  * -EINTR.
  */
-struct kvmsnap_vm *kvmsnap_vm_bind(int fd, void (*gone)(void *data), void *data)
+struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data)
 {
 	struct kvmsnap_vm *vm;
 	struct file *file;
@@ -104,7 +123,7 @@ struct kvmsnap_vm *kvmsnap_vm_bind(int fd, void (*gone)(void *data), void *data)
 	vm->file = file;
 	vm->mm = kvm->mm;
 	vm->pid = kvm->userspace_pid;
-	vm->gone = gone;
+	vm->ops = ops;
 	vm->data = data;
 	vm->notifier.ops = &kvmsnap_vm_notifier_ops;
 
@@ -134,14 +153,12 @@ err_file:
  * kvmsnap_vm_unbind() - let go of a VM and free @vm
  * @vm: no other user may be left
  *
- * Context: process context, may sleep; not from the gone() callback.
+ * Context: process context, may sleep; not from a callback.
  */
 void kvmsnap_vm_unbind(struct kvmsnap_vm *vm)
 {
 	/* Runs release if it has not run, or waits for it; drops the mm. */
 	mmu_notifier_unregister(&vm->notifier, vm->mm);
-	if (vm->file)
-		fput(vm->file);
 	kfree(vm);
 }
 
@@ -162,6 +179,22 @@ bool kvmsnap_vm_is_ours(struct kvmsnap_vm *vm)
 	return vm->mm == current->mm;
 }
 
+/* Are these holds on the same VM, while it lasts? */
+bool kvmsnap_vm_same(struct kvmsnap_vm *a, struct kvmsnap_vm *b)
+{
+	struct kvm *kvm = NULL;
+	bool same;
+
+	spin_lock(&a->lock);
+	if (a->file)
+		kvm = a->file->private_data;
+	spin_unlock(&a->lock);
+	spin_lock(&b->lock);
+	same = kvm && b->file && b->file->private_data == kvm;
+	spin_unlock(&b->lock);
+	return same;
+}
+
 static bool kvmsnap_kvm_has_hva(struct kvm *kvm, u64 hva)
 {
 	struct kvm_memory_slot *slot;
@@ -176,6 +209,22 @@ static bool kvmsnap_kvm_has_hva(struct kvm *kvm, u64 hva)
 	return false;
 }
 
+/*
+ * KVM's own reference, by its exported function: where modules are versioned its
+ * checksum covers the layout of struct kvm, so a module that was built for another
+ * layout is not loaded.  NULL when the VM's process is gone.
+ */
+static struct kvm *kvmsnap_vm_get_kvm(struct kvmsnap_vm *vm)
+{
+	struct kvm *kvm = NULL;
+
+	spin_lock(&vm->lock);
+	if (vm->file && kvm_get_kvm_safe(vm->file->private_data))
+		kvm = vm->file->private_data;
+	spin_unlock(&vm->lock);
+	return kvm;
+}
+
 /**
  * kvmsnap_vm_has_hva() - is a host address backed by a memslot?
  * @vm: the VM
@@ -186,24 +235,218 @@ static bool kvmsnap_kvm_has_hva(struct kvm *kvm, u64 hva)
  */
 int kvmsnap_vm_has_hva(struct kvmsnap_vm *vm, u64 hva)
 {
-	struct kvm *kvm = NULL;
+	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
 	int idx, found;
 
-	/*
-	 * KVM's own reference, by its exported function: where modules are versioned
-	 * its checksum covers the layout of struct kvm, so a module that was built for
-	 * another layout is not loaded.
-	 */
-	spin_lock(&vm->lock);
-	if (vm->file && kvm_get_kvm_safe(vm->file->private_data))
-		kvm = vm->file->private_data;
-	spin_unlock(&vm->lock);
 	if (!kvm)
 		return -ESRCH;
-
 	idx = srcu_read_lock(&kvm->srcu);
 	found = kvmsnap_kvm_has_hva(kvm, hva);
 	srcu_read_unlock(&kvm->srcu, idx);
 	kvm_put_kvm(kvm);
 	return found;
+}
+
+/*
+ * Have the memslots changed since the last time?  Under slots_lock, which an update holds
+ * until what it changed about logging is in force, TLBs flushed.
+ */
+static bool kvmsnap_slots_changed(struct kvm *kvm, struct kvmsnap_batch *batch)
+{
+	bool changed = false;
+	int as;
+
+	lockdep_assert_held(&kvm->slots_lock);
+	for (as = 0; as < min(kvmsnap_kvm_nr_as(kvm), KVMSNAP_MAX_AS); as++) {
+		u64 generation = __kvm_memslots(kvm, as)->generation;
+
+		changed |= batch->generation[as] != generation;
+		batch->generation[as] = generation;
+	}
+	return changed;
+}
+
+/* Under slots_lock, which a reset holds. */
+static u32 kvmsnap_reset_sum(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	u32 sum = 0;
+
+	lockdep_assert_held(&kvm->slots_lock);
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		sum += vcpu->dirty_ring.reset_index;
+	return sum;
+}
+
+/**
+ * kvmsnap_vm_check_logging() - are the writes of vCPUs to our memory logged in the ring?
+ * @vm: the VM
+ * @batch: of the harvester, to be set to this moment: what changes from now on, it notices;
+ *	or NULL
+ * @ours: tells whether a range of host addresses, half open, concerns the caller
+ * @data: for @ours
+ *
+ * Context: process context; waits, killable, for a memslot update to be over.
+ * Return: 0; -EOPNOTSUPP there is no ring, or new slots are not protected; -ENODATA a
+ * writable slot of ours doesn't log; -ESRCH, -EINTR.
+ */
+int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
+			     bool (*ours)(void *data, u64 start, u64 end), void *data)
+{
+	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
+	struct kvm_memory_slot *slot;
+	int as, bkt, err = 0;
+
+	if (!kvm)
+		return -ESRCH;
+	if (!kvm->dirty_ring_size || kvm_dirty_log_manual_protect_and_init_set(kvm)) {
+		err = -EOPNOTSUPP;
+		goto out;
+	}
+	if (mutex_lock_killable(&kvm->slots_lock)) {
+		err = -EINTR;
+		goto out;
+	}
+	for (as = 0; as < kvmsnap_kvm_nr_as(kvm); as++) {
+		kvm_for_each_memslot(slot, bkt, __kvm_memslots(kvm, as)) {
+			if (slot->flags & (KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES))
+				continue;
+			if (ours(data, slot->userspace_addr,
+				 slot->userspace_addr + ((u64)slot->npages << PAGE_SHIFT)))
+				err = -ENODATA;
+		}
+	}
+	if (batch) {
+		kvmsnap_slots_changed(kvm, batch);
+		batch->reset_sum = kvmsnap_reset_sum(kvm);
+	}
+	mutex_unlock(&kvm->slots_lock);
+out:
+	kvm_put_kvm(kvm);
+	return err;
+}
+
+/*
+ * Take the dirty entries of a vCPU's ring, in their order, into @batch, and leave them
+ * flagged for reset.  The ring's memory can be written by the VMM: what is read once is
+ * checked later, and nothing is taken that KVM has not pushed.  False when there was no room
+ * for all.
+ */
+static bool kvmsnap_ring_drain(struct kvm_dirty_ring *ring, struct kvmsnap_batch *batch)
+{
+	u32 next = READ_ONCE(ring->reset_index), end = READ_ONCE(ring->dirty_index);
+
+	if (end - next > ring->size)
+		end = next + ring->size;
+	for (; next != end; next++) {
+		struct kvm_dirty_gfn *entry = &ring->dirty_gfns[next & (ring->size - 1)];
+		/* Pairs with the write barrier in kvm_dirty_ring_push(). */
+		u32 flags = smp_load_acquire(&entry->flags);
+
+		if (flags & KVM_DIRTY_GFN_F_RESET) {
+			/* Not by us: somebody else's harvest. */
+			batch->broken = true;
+			continue;
+		}
+		if (!(flags & KVM_DIRTY_GFN_F_DIRTY))
+			break;
+		if (batch->nr == batch->max)
+			return false;
+		batch->entries[batch->nr].slot = READ_ONCE(entry->slot);
+		batch->entries[batch->nr].hva = READ_ONCE(entry->offset);
+		batch->nr++;
+		/* Pairs with the acquire in kvm_dirty_gfn_harvested(). */
+		smp_store_release(&entry->flags, KVM_DIRTY_GFN_F_RESET);
+	}
+	return true;
+}
+
+/* Turn slot and offset of the entries into host addresses.  Under slots_lock. */
+static void kvmsnap_batch_translate(struct kvm *kvm, struct kvmsnap_batch *batch)
+{
+	struct kvm_memory_slot *slot = NULL;
+	u32 i, id = 0;
+
+	lockdep_assert_held(&kvm->slots_lock);
+	for (i = 0; i < batch->nr; i++) {
+		struct kvmsnap_ring_entry *entry = &batch->entries[i];
+		u64 offset = entry->hva;
+
+		if (!slot || id != entry->slot) {
+			id = entry->slot;
+			slot = NULL;
+			if (id >> 16 < kvmsnap_kvm_nr_as(kvm))
+				slot = id_to_memslot(__kvm_memslots(kvm, id >> 16), id & 0xffff);
+		}
+		if (slot && offset < slot->npages)
+			entry->hva = slot->userspace_addr + (offset << PAGE_SHIFT);
+		else
+			entry->hva = KVMSNAP_NO_HVA;
+	}
+}
+
+/**
+ * kvmsnap_vm_harvest() - empty the dirty rings, as far as @batch holds
+ * @vm: of this module's owner: nobody else harvests
+ * @batch: filled with the host addresses of what was dirtied.  With batch->changed that is
+ *	not all: every page is to be taken as dirty.  With batch->broken there is no telling,
+ *	since the TLB flush of another's reset may be yet to come.  As long as
+ *	batch->rings_left is not 0, another call goes on
+ *
+ * When it returns, each page in @batch is protected again in every TLB: the guest's next
+ * write to it makes a new entry.  Only now may the page be read and taken as clean.
+ *
+ * Context: kernel thread without an mm, one at a time, may sleep: for slots_lock, which the
+ * VM's process holds for as long as it likes, but not beyond its end.
+ * Return: 0 or -ESRCH, the VM's process is gone.
+ */
+int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch)
+{
+	struct file *file = NULL;
+	struct kvm *kvm;
+	long reset = 0;
+
+	batch->nr = 0;
+	batch->changed = false;
+	batch->broken = false;
+	if (!mmget_not_zero(vm->mm))
+		return -ESRCH;
+	/* With the mm's users held, release has not run and does not. */
+	spin_lock(&vm->lock);
+	if (vm->file)
+		file = get_file(vm->file);
+	spin_unlock(&vm->lock);
+	if (!file) {
+		mmput_async(vm->mm);
+		return -ESRCH;
+	}
+	kvm = file->private_data;
+
+	if (!batch->rings_left)
+		batch->rings_left = atomic_read(&kvm->online_vcpus);
+	for (; batch->rings_left; batch->rings_left--) {
+		struct kvm_vcpu *vcpu = kvm_get_vcpu(kvm, batch->rings_left - 1);
+
+		if (!kvmsnap_ring_drain(&vcpu->dirty_ring, batch))
+			break;
+	}
+
+	if (batch->nr) {
+		/* KVM wants the VM's mm, and no signal: one would cut it short. */
+		kthread_use_mm(vm->mm);
+		reset = file->f_op->unlocked_ioctl(file, KVM_RESET_DIRTY_RINGS, 0);
+		kthread_unuse_mm(vm->mm);
+	}
+	mutex_lock(&kvm->slots_lock);
+	kvmsnap_batch_translate(kvm, batch);
+	batch->changed = kvmsnap_slots_changed(kvm, batch);
+	batch->reset_sum += batch->nr;
+	if (reset != batch->nr || batch->reset_sum != kvmsnap_reset_sum(kvm))
+		batch->broken = true;
+	mutex_unlock(&kvm->slots_lock);
+
+	fput(file);	/* not the last: vm->file stands */
+	mmput_async(vm->mm);
+	return 0;
 }

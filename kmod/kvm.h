@@ -7,12 +7,62 @@
 struct kvmsnap_vm;
 struct mm_struct;
 
-struct kvmsnap_vm *kvmsnap_vm_bind(int fd, void (*gone)(void *data), void *data);
+/**
+ * struct kvmsnap_vm_ops - what the owner of a VM is told
+ * @gone: the VM's address space goes away; once, before unbind or from within; may not
+ *	sleep for long
+ * @changed: host addresses [start, end) hold other pages than before; any context, also
+ *	atomic
+ */
+struct kvmsnap_vm_ops {
+	void (*gone)(void *data);
+	void (*changed)(void *data, u64 start, u64 end);
+};
+
+/* An entry of a dirty ring; @hva is an offset in pages until it is translated. */
+struct kvmsnap_ring_entry {
+	u64 hva;
+	u32 slot;
+};
+
+/* Of an entry that no memslot has. */
+#define KVMSNAP_NO_HVA	(~0ULL)
+
+#define KVMSNAP_MAX_AS	2
+
+/**
+ * struct kvmsnap_batch - what a harvest found
+ * @entries: of which @nr are filled
+ * @max: entries there is room for
+ * @nr: filled
+ * @rings_left: of the round: rings yet to be emptied; from the last vCPU to the first
+ * @changed: memslots are not what they were: the entries don't tell all
+ * @broken: somebody else has harvested: writes are missed, and may go on to be
+ * @generation: of the memslots at the last harvest, by address space
+ * @reset_sum: of the rings' reset indexes after it, modulo 2^32
+ */
+struct kvmsnap_batch {
+	struct kvmsnap_ring_entry *entries;
+	u32 max;
+	u32 nr;
+	u32 rings_left;
+	bool changed;
+	bool broken;
+	u64 generation[KVMSNAP_MAX_AS];
+	u32 reset_sum;
+};
+
+struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data);
 void kvmsnap_vm_unbind(struct kvmsnap_vm *vm);
 
 struct mm_struct *kvmsnap_vm_mm(struct kvmsnap_vm *vm);
 pid_t kvmsnap_vm_pid(struct kvmsnap_vm *vm);
 bool kvmsnap_vm_is_ours(struct kvmsnap_vm *vm);
+bool kvmsnap_vm_same(struct kvmsnap_vm *a, struct kvmsnap_vm *b);
 int kvmsnap_vm_has_hva(struct kvmsnap_vm *vm, u64 hva);
+
+int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
+			     bool (*ours)(void *data, u64 start, u64 end), void *data);
+int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch);
 
 #endif

@@ -35,6 +35,7 @@ static __poll_t kvmsnap_poll(struct file *file, struct poll_table_struct *wait)
 static int kvmsnap_info(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_info *arg = data;
+
 	if (arg->flags)
 		return -EOPNOTSUPP;
 	arg->abi_version = KVMSNAP_ABI_VERSION;
@@ -58,6 +59,10 @@ union kvmsnap_arg {
 	struct kvmsnap_stats stats;
 	struct kvmsnap_get_bitmap get_bitmap;
 	struct kvmsnap_set_eventfd set_eventfd;
+	struct kvmsnap_track track;
+	struct kvmsnap_harvest harvest;
+	struct kvmsnap_mark_dirty mark_dirty;
+	struct kvmsnap_set_stage set_stage;
 };
 
 /**
@@ -91,9 +96,13 @@ static const struct kvmsnap_op kvmsnap_ops[] = {
 	KVMSNAP_OP(KVMSNAP_QUEUE, kvmsnap_queue, pass, kvmsnap_session_queue),
 	KVMSNAP_OP(KVMSNAP_WAIT, kvmsnap_wait, pass, kvmsnap_session_wait),
 	KVMSNAP_OP(KVMSNAP_CANCEL, kvmsnap_cancel, flags, kvmsnap_session_cancel),
-	KVMSNAP_OP(KVMSNAP_STATS, kvmsnap_stats, memory, kvmsnap_session_stats),
+	KVMSNAP_OP(KVMSNAP_STATS, kvmsnap_stats, pages_staged, kvmsnap_session_stats),
 	KVMSNAP_OP(KVMSNAP_GET_BITMAP, kvmsnap_get_bitmap, data, kvmsnap_session_get_bitmap),
 	KVMSNAP_OP(KVMSNAP_SET_EVENTFD, kvmsnap_set_eventfd, reserved, kvmsnap_session_set_eventfd),
+	KVMSNAP_OP(KVMSNAP_TRACK, kvmsnap_track, reserved, kvmsnap_session_track),
+	KVMSNAP_OP(KVMSNAP_HARVEST, kvmsnap_harvest, pages_dirty, kvmsnap_session_harvest),
+	KVMSNAP_OP(KVMSNAP_MARK_DIRTY, kvmsnap_mark_dirty, ranges, kvmsnap_session_mark_dirty),
+	KVMSNAP_OP(KVMSNAP_SET_STAGE, kvmsnap_set_stage, bytes, kvmsnap_session_set_stage),
 };
 
 static long kvmsnap_ioctl(struct file *file, unsigned int number, unsigned long user)

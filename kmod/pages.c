@@ -62,6 +62,16 @@ bool kvmsnap_page_is_zero(struct page *page)
 	return zero;
 }
 
+/* The hash of its bytes, never 0. */
+u64 kvmsnap_page_hash(const siphash_key_t *key, struct page *page)
+{
+	void *addr = kmap_local_page(page);
+	u64 hash = siphash(addr, PAGE_SIZE, key);
+
+	kunmap_local(addr);
+	return hash ?: 1;
+}
+
 /*
  * The run of page table entries from @addr on that are all empty, or all not, up to @end at
  * most and perhaps shorter than it is: returns its length in bytes.

@@ -15,9 +15,11 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 
+#include "dirty.h"
 #include "kvm.h"
 #include "pass.h"
 #include "session.h"
+#include "stage.h"
 #include "trace.h"
 
 #define KVMSNAP_TURN_CHUNKS	8
@@ -67,6 +69,9 @@ static bool kvmsnap_worker_next_chunk(struct kvmsnap_session *session,
 	worker->nr_pages = min_t(u64, KVMSNAP_CHUNK_PAGES, region->nr_pages - worker->first_page);
 	worker->filled = 0;
 	worker->next = 0;
+	/* Before the first look at the pages. */
+	if (region->dirty)
+		kvmsnap_dirty_take(session, region, worker->first_page, worker->nr_pages, pass->kind);
 	return true;
 }
 
@@ -77,7 +82,7 @@ static u32 kvmsnap_worker_run(struct kvmsnap_worker *worker, u32 from, bool *in_
 	u32 end;
 
 	*in_pass = true;
-	if (worker->pass->kind == KVMSNAP_PASS_ALL)
+	if (worker->pass->kind == KVMSNAP_PASS_ALL || worker->pass->compare)
 		return worker->nr_pages - from;
 
 	/* A chunk starts at a word of the bitmap. */
@@ -131,32 +136,68 @@ static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_w
 
 /*
  * The page to write for page @i of the chunk, with its reference, or NULL for none.  What
- * is zeros is written only over what is not, or where zeros are wanted.
+ * is zeros is written only over what is not, or where zeros are wanted.  A copy lies in
+ * the place that worker->req has for its next page.
  */
-static struct page *kvmsnap_worker_take(struct kvmsnap_worker *worker, u32 i)
+static struct page *kvmsnap_worker_take(struct kvmsnap_session *session,
+					struct kvmsnap_worker *worker, u32 i, u64 *hash)
 {
+	const struct kvmsnap_pass *pass = worker->pass;
+	const struct kvmsnap_ring *ring = &session->ring;
 	struct kvmsnap_region *region = worker->region;
 	u64 nr = worker->first_page + i;
+	u64 *known = region->hash ? &region->hash[nr] : NULL;
 	struct page *page = worker->pages[i];
+	bool untouched = !page, zero;
 	bool write_zeros = (region->flags & KVMSNAP_REGION_WHOLE) ||
 			   test_bit(nr % BITS_PER_LONG, region->present + BIT_WORD(nr));
 
 	if (page == KVMSNAP_NOT_IN_PASS)
 		return NULL;
-	if (!page) {
-		if (!write_zeros) {
-			worker->pages_untouched++;
-			return NULL;
-		}
+	if (untouched) {
 		page = ZERO_PAGE(0);
 		get_page(page);
-	} else if (!write_zeros && kvmsnap_page_is_zero(page)) {
-		kvmsnap_pages_put(page, 1);
+	} else if (pass->copy) {
+		page = kvmsnap_request_copy(worker->req, page);
+	}
+	/* From here on the bytes don't change, or need not be exact. */
+	if (ring->hash) {
+		*hash = untouched ? ring->zero_hash : kvmsnap_page_hash(&ring->key, page);
+		zero = *hash == ring->zero_hash;
+		if (pass->compare && *hash == *known) {
+			worker->pages_same++;
+			goto leave;
+		}
+	} else {
+		zero = untouched || (!write_zeros && kvmsnap_page_is_zero(page));
+	}
+	if (!zero || write_zeros)
+		return page;
+	if (ring->hash)
+		*known = *hash;
+	if (untouched)
+		worker->pages_untouched++;
+	else
 		worker->pages_zero++;
+leave:
+	kvmsnap_pages_put(page, 1);
+	return NULL;
+}
+
+/*
+ * Copy a page that is to be written to the stage.  When that is full, and for zeros, which stay
+ * as they are, return what the request is to have.
+ */
+static struct page *kvmsnap_worker_stage(struct kvmsnap_session *session,
+					 struct kvmsnap_worker *worker, struct page *page, u64 hash)
+{
+	if (page == ZERO_PAGE(0))
+		return page;
+	if (kvmsnap_stage_add(&session->stage, worker, worker->first_page + worker->next, page, hash)) {
+		worker->pages_staged++;
 		return NULL;
 	}
-	worker->pages[i] = page;
-	return page;
+	return kvmsnap_request_copy(worker->req, page);
 }
 
 /*
@@ -167,8 +208,10 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 {
 	for (;;) {
 		struct page *page;
+		u64 hash = 0;
 
-		if (worker->req && (worker->run_over || worker->next == worker->filled)) {
+		if (worker->req && worker->req->nr_pages &&
+		    (worker->run_over || worker->next == worker->filled)) {
 			int err = kvmsnap_request_submit(worker->req);
 
 			if (err)
@@ -177,20 +220,40 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 		}
 		if (worker->next == worker->filled)
 			return 0;
-
-		page = kvmsnap_worker_take(worker, worker->next);
-		if (page && !worker->req) {
+		if (!worker->req) {
 			worker->req = kvmsnap_request_get(session);
 			if (!worker->req)
 				return -ECANCELED;
+		}
+
+		page = kvmsnap_worker_take(session, worker, worker->next, &hash);
+		if (page && worker->pass->stage)
+			page = kvmsnap_worker_stage(session, worker, page, hash);
+		if (page && !worker->req->nr_pages)
 			kvmsnap_request_begin(worker->req, worker->region,
 					      worker->first_page + worker->next);
-		}
 		if (page)
-			kvmsnap_request_add(worker->req, page);
+			kvmsnap_request_add(worker->req, page, hash);
 		worker->run_over = !page;
 		worker->next++;
 	}
+}
+
+/* The pass has failed: what the worker took out of the dirty set and didn't send. */
+static void kvmsnap_worker_put_back(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
+{
+	struct kvmsnap_request *req = worker->req;
+	struct kvmsnap_region *region = worker->region;
+	u32 i;
+
+	if (req && req->nr_pages && req->region->dirty)
+		kvmsnap_dirty_mark(session, req->region, req->first_page, req->nr_pages);
+	if (!region || !region->dirty)
+		return;
+	for (i = worker->next; i < worker->nr_pages; i++)
+		if (worker->pass->kind == KVMSNAP_PASS_ALL ||
+		    test_bit(i, region->todo + BIT_WORD(worker->first_page)))
+			kvmsnap_dirty_mark(session, region, worker->first_page + i, 1);
 }
 
 /* One chunk.  Return 0 when it is dealt with, 1 when there is none left, or an error. */
@@ -209,8 +272,12 @@ static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_
 
 	atomic64_add(worker->pages_zero, &pass->pages_zero);
 	atomic64_add(worker->pages_untouched, &pass->pages_untouched);
+	atomic64_add(worker->pages_same, &pass->pages_same);
+	atomic64_add(worker->pages_staged, &pass->pages_staged);
 	worker->pages_zero = 0;
 	worker->pages_untouched = 0;
+	worker->pages_same = 0;
+	worker->pages_staged = 0;
 
 	if (!err && fill_err && fill_err != -EAGAIN)
 		kvmsnap_session_fail(session, fill_err, worker->region->offset +
@@ -221,21 +288,24 @@ static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_
 	return err;
 }
 
-static void kvmsnap_worker_turn(struct work_struct *work)
+/*
+ * Guest memory -> requests, or the stage.  True when the worker is to go on: with another
+ * turn, now or later, or, being the last one, with what is on the stage.
+ */
+static bool kvmsnap_worker_collect(struct kvmsnap_session *session, struct kvmsnap_worker *worker,
+				   unsigned long *delay)
 {
-	struct kvmsnap_worker *worker = container_of(to_delayed_work(work), struct kvmsnap_worker,
-						     work);
-	struct kvmsnap_session *session = container_of(worker->pass, struct kvmsnap_session, pass);
 	int i, err = 0;
 
 	for (i = 0; i < KVMSNAP_TURN_CHUNKS && !err; i++)
 		err = kvmsnap_worker_chunk(session, worker);
-	if (!err || err == -EAGAIN) {
-		queue_delayed_work(kvmsnap_pass_wq, &worker->work, err ? KVMSNAP_RETRY_JIFFIES : 0);
-		return;
-	}
+	*delay = err == -EAGAIN ? KVMSNAP_RETRY_JIFFIES : 0;
+	if (!err || err == -EAGAIN)
+		return true;
 
 	/* Through, or the pass is to end: drop what was looked up and not sent. */
+	if (err < 0)
+		kvmsnap_worker_put_back(session, worker);
 	for (; worker->next < worker->filled; worker->next++) {
 		struct page *page = worker->pages[worker->next];
 
@@ -244,24 +314,82 @@ static void kvmsnap_worker_turn(struct work_struct *work)
 	}
 	if (worker->req)
 		kvmsnap_request_put(worker->req);
-	kvmsnap_pass_put(session);	/* may free the session */
+	worker->req = NULL;
+	if (!atomic_dec_and_test(&worker->pass->copying) || !worker->pass->stage)
+		return false;
+	kvmsnap_session_staged(session);
+	worker->sending = true;
+	return true;
+}
+
+/* The stage -> requests.  True when the worker is to try again later. */
+static bool kvmsnap_worker_send_staged(struct kvmsnap_session *session,
+				       struct kvmsnap_worker *worker, unsigned long *delay)
+{
+	int err = kvmsnap_stage_send(session, worker);
+
+	*delay = KVMSNAP_RETRY_JIFFIES;
+	if (err == -EAGAIN && !READ_ONCE(session->error))
+		return true;
+	if (err) {
+		worker->region = NULL;
+		kvmsnap_worker_put_back(session, worker);
+		kvmsnap_stage_put_back(session);
+	}
+	if (worker->req)
+		kvmsnap_request_put(worker->req);
+	return false;
+}
+
+static void kvmsnap_worker_turn(struct work_struct *work)
+{
+	struct kvmsnap_worker *worker = container_of(to_delayed_work(work), struct kvmsnap_worker,
+						     work);
+	struct kvmsnap_session *session = container_of(worker->pass, struct kvmsnap_session, pass);
+	unsigned long delay;
+	bool again;
+
+	if (worker->sending)
+		again = kvmsnap_worker_send_staged(session, worker, &delay);
+	else
+		again = kvmsnap_worker_collect(session, worker, &delay);
+	if (again)
+		queue_delayed_work(kvmsnap_pass_wq, &worker->work, delay);
+	else
+		kvmsnap_pass_put(session);	/* may free the session */
+}
+
+/*
+ * Must the pass write copies?  Where memory may change while it is written, and the hash
+ * of what was written is to be kept or the target wants it to stay the same.
+ */
+bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags)
+{
+	return session->ring.mode && !(flags & (KVMSNAP_QUEUE_STOPPED | KVMSNAP_QUEUE_STAGE)) &&
+	       (session->ring.hash || kvmsnap_target_wants_stable(session->target));
 }
 
 /**
  * kvmsnap_pass_start() - put the workers to work
  * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen
- * @kind: all pages, or those in the regions' todo bitmaps
- * @pages: how many that is
+ * @kind: all pages, those in the regions' todo bitmaps, or those in the dirty set
+ * @flags: of enum kvmsnap_queue_flags
+ * @pages: how many that is, as far as is known
  *
  * Context: session->lock held.  Takes a reference on the session until the pass is over.
  */
-void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u64 pages)
+void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u32 flags,
+			u64 pages)
 {
 	struct kvmsnap_pass *pass = &session->pass;
 	u32 i;
 
 	lockdep_assert_held(&session->lock);
 	pass->kind = kind;
+	pass->compare = flags & KVMSNAP_QUEUE_COMPARE;
+	pass->copy = kvmsnap_pass_copies(session, flags);
+	pass->stage = flags & KVMSNAP_QUEUE_STAGE;
+	kvmsnap_stage_begin(&session->stage);
 	pass->nr_chunks = 0;
 	for (i = 0; i < session->nr_regions; i++)
 		pass->nr_chunks += kvmsnap_region_chunks(session->regions[i]);
@@ -269,6 +397,8 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind 
 	pass->pages_total = pages;
 	atomic64_set(&pass->pages_zero, 0);
 	atomic64_set(&pass->pages_untouched, 0);
+	atomic64_set(&pass->pages_same, 0);
+	atomic64_set(&pass->pages_staged, 0);
 	kvmsnap_writer_reset_stats(&session->writer);
 	pass->began = ktime_get();
 	pass->ended = 0;
@@ -276,11 +406,15 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind 
 
 	kref_get(&session->ref);
 	atomic_set(&pass->pending, pass->nr_workers);
+	atomic_set(&pass->copying, pass->nr_workers);
 	for (i = 0; i < pass->nr_workers; i++) {
 		struct kvmsnap_worker *worker = &pass->workers[i];
 
 		worker->region = NULL;
 		worker->req = NULL;
+		worker->sending = false;
+		worker->slot = 0;
+		worker->slot_end = 0;
 		worker->filled = 0;
 		worker->next = 0;
 		queue_delayed_work(kvmsnap_pass_wq, &worker->work, 0);

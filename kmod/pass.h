@@ -26,9 +26,14 @@ struct kvmsnap_session;
  * @next: pages[0..next) have been dealt with; the references on the rest are ours
  * @pages: KVMSNAP_CHUNK_PAGES entries
  * @req: being filled, or waiting for a frozen file system
+ * @sending: alone, what is on the stage
+ * @slot: next of its slots on the stage
+ * @slot_end: behind the last of them
  * @run_over: the run that @req carries has ended
  * @pages_zero: found, not yet added to the pass's figure
  * @pages_untouched: likewise
+ * @pages_same: likewise
+ * @pages_staged: likewise
  */
 struct kvmsnap_worker {
 	struct kvmsnap_pass *pass;
@@ -40,22 +45,31 @@ struct kvmsnap_worker {
 	u32 next;
 	struct page **pages;
 	struct kvmsnap_request *req;
+	bool sending;
+	u32 slot, slot_end;
 	bool run_over;
 	u32 pages_zero;
 	u32 pages_untouched;
+	u32 pages_same;
+	u32 pages_staged;
 };
 
 /**
  * struct kvmsnap_pass - a set of pages on its way to the target
  *
  * @pending counts what the pass still waits for: one a worker that is not through, one a
- * write in flight.  The last to leave ends the pass.
+ * write in flight.  The last to leave ends the pass.  @copying counts the workers that may
+ * still look at guest memory.
  */
 struct kvmsnap_pass {
 	atomic_t pending;
+	atomic_t copying;
 	atomic64_t next_chunk;		/* of all regions, counted through */
 	u64 nr_chunks;
 	enum kvmsnap_pass_kind kind;
+	bool compare;			/* take what differs, leave what doesn't */
+	bool copy;			/* memory may change meanwhile: write a copy */
+	bool stage;			/* memory may change after: copy all, then write */
 	u32 nr_workers;
 	struct kvmsnap_worker *workers;
 
@@ -63,13 +77,17 @@ struct kvmsnap_pass {
 	u64 pages_total;
 	atomic64_t pages_zero;
 	atomic64_t pages_untouched;
+	atomic64_t pages_same;
+	atomic64_t pages_staged;
 	ktime_t began;
 	ktime_t ended;			/* 0 while running */
 };
 
 int kvmsnap_pass_init(struct kvmsnap_session *session);
 void kvmsnap_pass_destroy(struct kvmsnap_session *session);
-void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u64 pages);
+void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u32 flags,
+			u64 pages);
+bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags);
 void kvmsnap_pass_get(struct kvmsnap_session *session);
 void kvmsnap_pass_put(struct kvmsnap_session *session);
 u64 kvmsnap_pass_memory(const struct kvmsnap_pass *pass);

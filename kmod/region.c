@@ -10,10 +10,17 @@
 
 #include "region.h"
 
-static unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region)
+/* Charged to the owner, and no news when there is none: the length is the caller's. */
+#define KVMSNAP_GFP_BITMAP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)
+
+unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region)
 {
-	/* Charged to the owner: the length is the caller's. */
-	return __vmalloc(kvmsnap_region_bitmap_bytes(region), GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	return __vmalloc(kvmsnap_region_bitmap_bytes(region), KVMSNAP_GFP_BITMAP);
+}
+
+u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region)
+{
+	return __vmalloc(kvmsnap_region_hash_bytes(region), KVMSNAP_GFP_BITMAP);
 }
 
 /**
@@ -56,14 +63,29 @@ void kvmsnap_region_free(struct kvmsnap_region *region)
 {
 	vfree(region->present);
 	vfree(region->todo);
+	vfree(region->dirty);
+	vfree(region->hash);
 	kfree(region);
+}
+
+/* memset() to 0 of what may be long.  May sleep. */
+void kvmsnap_clear(void *p, u64 bytes)
+{
+	while (bytes) {
+		size_t n = min_t(u64, bytes, SZ_4M);
+
+		memset(p, 0, n);
+		p += n;
+		bytes -= n;
+		cond_resched();
+	}
 }
 
 /* Give the region a todo bitmap that is all clear.  May sleep. */
 int kvmsnap_region_clear_todo(struct kvmsnap_region *region)
 {
 	if (region->todo)
-		memset(region->todo, 0, kvmsnap_region_bitmap_bytes(region));
+		kvmsnap_clear(region->todo, kvmsnap_region_bitmap_bytes(region));
 	else
 		region->todo = kvmsnap_bitmap_alloc(region);
 	return region->todo ? 0 : -ENOMEM;

@@ -8,7 +8,7 @@
 static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
 
 #define KVMSNAP_MAX_REGIONS	256
-/* Of all regions together; at two bits a page that is 1 GiB of bitmaps at most. */
+/* Of all regions together; at three bits a page that is 1.5 GiB of bitmaps at most. */
 #define KVMSNAP_MAX_BYTES	BIT_ULL(44)
 
 /* A worker takes a chunk at a time: 2 MiB of a region, aligned in the region. */
@@ -23,8 +23,12 @@ static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
  * @nr_pages: length
  * @present: a bit a page: written to the target.  While a pass runs, only the
  *	writer's done_work sets bits; all else happens between passes.
- * @todo: a bit a page: the pass has yet to take it; NULL until a pass over ranges needs
- *	it.  A chunk's bits belong to the worker that has taken the chunk.
+ * @todo: a bit a page: the pass has yet to take it; NULL until a pass over ranges or
+ *	tracking needs it.  A chunk's bits belong to the worker that has taken the chunk.
+ * @dirty: a bit a page: in the dirty set (dirty.c); NULL before tracking
+ * @hash: of each page's bytes in the target, 0 where that is not known; NULL when no hashes
+ *	are kept.  A chunk's entries belong to the worker that has taken the chunk, and
+ *	those of a write in flight to its completion.
  *
  * The fields but the bitmaps' bits don't change after the region is in its session.
  */
@@ -36,9 +40,14 @@ struct kvmsnap_region {
 	u64 nr_pages;
 	unsigned long *present;
 	unsigned long *todo;
+	unsigned long *dirty;
+	u64 *hash;
 };
 
 struct kvmsnap_region *kvmsnap_region_alloc(const struct kvmsnap_add_region *arg);
+void kvmsnap_clear(void *p, u64 bytes);
+unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region);
+u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region);
 void kvmsnap_region_free(struct kvmsnap_region *region);
 int kvmsnap_region_clear_todo(struct kvmsnap_region *region);
 int kvmsnap_region_copy_present(const struct kvmsnap_region *region, u64 first_page, u64 nr_pages,
@@ -58,6 +67,11 @@ static inline u64 kvmsnap_region_chunks(const struct kvmsnap_region *region)
 static inline u64 kvmsnap_region_bitmap_bytes(const struct kvmsnap_region *region)
 {
 	return BITS_TO_LONGS(region->nr_pages) * sizeof(long);
+}
+
+static inline u64 kvmsnap_region_hash_bytes(const struct kvmsnap_region *region)
+{
+	return region->nr_pages * sizeof(u64);
 }
 
 #endif

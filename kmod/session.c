@@ -6,19 +6,23 @@
  *  1. The file is closed: kvmsnap_session_close() takes it off the list and sets the
  *     error that ends the pass.  Nothing waits.
  *  2. Workers see the error, drop what they hold and leave; writes in flight complete.
- *     The last of them ends the pass, which drops its reference.
- *  3. The last reference frees: the VM is unbound, the target, regions and pool go.
- * Without a running pass 3 follows 1 at once.
+ *     The last of them ends the pass, which drops its reference.  The harvester ends its
+ *     round and drops its own.
+ *  3. The last reference frees: the VM is unbound (no callback comes any more), the target,
+ *     regions and pool go.
+ * Without a running pass and a harvester 3 follows 1 at once.
  */
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/module.h>
+#include <linux/overflow.h>
 #include <linux/poll.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
+#include "dirty.h"
 #include "kvm.h"
 #include "session.h"
 #include "trace.h"
@@ -68,15 +72,49 @@ void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset
 static void kvmsnap_session_vm_gone(void *data)
 {
 	struct kvmsnap_session *session = data;
+	bool needed;
 
-	kvmsnap_session_fail(session, -ESRCH, KVMSNAP_NO_OFFSET);
+	kvmsnap_ring_end(session);
 	spin_lock(&session->state_lock);
 	session->vm_gone = true;
 	if (session->state != KVMSNAP_STATE_RUNNING) {
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_DEAD);
 		kvmsnap_session_notify_locked(session);
 	}
+	/* What is staged can be written without it. */
+	needed = !session->staged;
 	spin_unlock(&session->state_lock);
+	if (needed)
+		kvmsnap_session_fail(session, -ESRCH, KVMSNAP_NO_OFFSET);
+}
+
+/* The host has changed which pages lie there; called by kvm.c in any context. */
+static void kvmsnap_session_vm_changed(void *data, u64 start, u64 end)
+{
+	struct kvmsnap_session *session = data;
+
+	if (kvmsnap_ring_tracking(&session->ring))
+		kvmsnap_dirty_mark_hva(session, start, end);
+}
+
+static const struct kvmsnap_vm_ops kvmsnap_session_vm_ops = {
+	.gone = kvmsnap_session_vm_gone,
+	.changed = kvmsnap_session_vm_changed,
+};
+
+/* Called by a pass that stages, once, when none of its workers looks at guest memory any more. */
+void kvmsnap_session_staged(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	spin_lock(&session->state_lock);
+	if (!session->error)
+		trace_kvmsnap_staged(session->id, session->pass_nr,
+				     atomic64_read(&pass->pages_staged),
+				     ktime_to_ns(ktime_sub(ktime_get(), pass->began)));
+	session->staged = true;
+	spin_unlock(&session->state_lock);
+	wake_up_all(&session->wait);
 }
 
 /* Called by the pass, once, when nothing of it is left. */
@@ -102,21 +140,24 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
 {
 	u64 memory = sizeof(*session) + kvmsnap_writer_memory(&session->writer) +
-		     kvmsnap_pass_memory(&session->pass);
+		     kvmsnap_pass_memory(&session->pass) + kvmsnap_ring_memory(&session->ring) +
+		     kvmsnap_stage_memory(&session->stage);
 	u32 i;
 
 	for (i = 0; i < session->nr_regions; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
-		memory += sizeof(*region) +
-			  kvmsnap_region_bitmap_bytes(region) * (region->todo ? 2 : 1);
+		memory += sizeof(*region) + kvmsnap_region_bitmap_bytes(region) *
+			  (1 + !!region->todo + !!region->dirty);
+		if (region->hash)
+			memory += kvmsnap_region_hash_bytes(region);
 	}
 	WRITE_ONCE(session->memory, memory);
 }
 
 static void kvmsnap_session_free(struct kvmsnap_session *session)
 {
-	/* Nobody else is left: not the file, no worker, no write in flight. */
+	/* Nobody else is left: not the file, no worker, no write in flight, no harvester. */
 	if (session->eventfd)
 		eventfd_ctx_put(session->eventfd);
 	session->eventfd = NULL;	/* unbind calls gone(), which is no event */
@@ -126,6 +167,8 @@ static void kvmsnap_session_free(struct kvmsnap_session *session)
 		fput(session->target);
 	while (session->nr_regions)
 		kvmsnap_region_free(session->regions[--session->nr_regions]);
+	kvmsnap_ring_destroy(&session->ring);
+	kvmsnap_stage_destroy(&session->stage);
 	kvmsnap_pass_destroy(session);
 	kvmsnap_writer_destroy(session);
 	kfree(session);
@@ -166,6 +209,7 @@ struct kvmsnap_session *kvmsnap_session_create(void)
 	session->error_offset = KVMSNAP_NO_OFFSET;
 	session->end_seen = true;
 	session->owner = task_tgid_nr(current);
+	kvmsnap_ring_init(&session->ring);
 
 	err = kvmsnap_writer_init(session);
 	if (!err)
@@ -190,6 +234,7 @@ void kvmsnap_session_close(struct kvmsnap_session *session)
 	list_del(&session->node);
 	mutex_unlock(&kvmsnap_sessions_lock);
 
+	kvmsnap_ring_end(session);
 	kvmsnap_session_fail(session, -ESHUTDOWN, KVMSNAP_NO_OFFSET);
 	kvmsnap_session_put(session);
 }
@@ -206,6 +251,19 @@ static int kvmsnap_session_check_setup(struct kvmsnap_session *session)
 	else if (session->state == KVMSNAP_STATE_DEAD)
 		err = -ESRCH;
 	spin_unlock(&session->state_lock);
+	return err;
+}
+
+/* Take session->lock for set-up: 0, or -EINTR, -EBUSY, -ESRCH without it. */
+static int kvmsnap_session_lock_setup(struct kvmsnap_session *session)
+{
+	int err;
+
+	if (mutex_lock_killable(&session->lock))
+		return -EINTR;
+	err = kvmsnap_session_check_setup(session);
+	if (err)
+		mutex_unlock(&session->lock);
 	return err;
 }
 
@@ -228,7 +286,7 @@ int kvmsnap_session_bind_vm(struct kvmsnap_session *session, void *data)
 	err = kvmsnap_session_check_setup(session);
 	if (err)
 		goto out;
-	vm = kvmsnap_vm_bind(arg->vm_fd, kvmsnap_session_vm_gone, session);
+	vm = kvmsnap_vm_bind(arg->vm_fd, &kvmsnap_session_vm_ops, session);
 	err = PTR_ERR_OR_ZERO(vm);
 	if (!err) {
 		session->vm = vm;
@@ -257,12 +315,9 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 	if (err)
 		goto out_file;
 
-	err = -EINTR;
-	if (mutex_lock_killable(&session->lock))
-		goto out_file;
-	err = kvmsnap_session_check_setup(session);
+	err = kvmsnap_session_lock_setup(session);
 	if (err)
-		goto out_unlock;
+		goto out_file;
 
 	old = session->target;
 	session->target = file;
@@ -270,8 +325,12 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 	for (i = 0; i < session->nr_regions; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
-		memset(region->present, 0, kvmsnap_region_bitmap_bytes(region));
+		kvmsnap_clear(region->present, kvmsnap_region_bitmap_bytes(region));
+		if (region->hash)
+			kvmsnap_clear(region->hash, kvmsnap_region_hash_bytes(region));
 	}
+	if (kvmsnap_ring_tracking(&session->ring))
+		kvmsnap_dirty_mark_all(session);
 	spin_lock(&session->state_lock);
 	if (session->state == KVMSNAP_STATE_FAILED) {
 		WRITE_ONCE(session->error, 0);
@@ -279,7 +338,6 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
 	}
 	spin_unlock(&session->state_lock);
-out_unlock:
 	mutex_unlock(&session->lock);
 out_file:
 	if (file)
@@ -319,12 +377,9 @@ int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 
-	err = -EINTR;
-	if (mutex_lock_killable(&session->lock))
-		goto out_region;
-	err = kvmsnap_session_check_setup(session);
+	err = kvmsnap_session_lock_setup(session);
 	if (err)
-		goto out_unlock;
+		goto out_region;
 	err = -ENODEV;
 	if (!session->vm)
 		goto out_unlock;
@@ -342,10 +397,20 @@ int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
 	if (err)
 		goto out_unlock;
 
+	if (kvmsnap_ring_tracking(&session->ring)) {
+		err = kvmsnap_dirty_alloc(region, session->ring.hash);
+		if (err)
+			goto out_unlock;
+	}
+
 	region->id = session->nr_regions;
 	arg->region_id = region->id;
 	session->total_pages += region->nr_pages;
-	session->regions[session->nr_regions++] = region;
+	session->regions[region->id] = region;
+	/* Pairs with kvmsnap_dirty_mark_hva(): from here on its pages are marked. */
+	smp_store_release(&session->nr_regions, region->id + 1);
+	if (region->dirty)
+		kvmsnap_dirty_mark_region(session, region);
 	kvmsnap_session_count_memory(session);
 	region = NULL;
 out_unlock:
@@ -444,33 +509,58 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 	return err;
 }
 
+/* Has the pass the tracking it needs, and is there memory for its copies? */
+static int kvmsnap_session_check_tracking(struct kvmsnap_session *session,
+					  const struct kvmsnap_queue *arg)
+{
+	struct kvmsnap_ring *ring = &session->ring;
+	int err;
+
+	if (arg->flags & KVMSNAP_QUEUE_COMPARE && !ring->hash)
+		return -ENODATA;
+	if (!ring->mode && arg->kind == KVMSNAP_PASS_DIRTY)
+		return -ENODATA;
+	err = kvmsnap_ring_check(session);
+	if (!err && (ring->hash || arg->flags & KVMSNAP_QUEUE_STAGE ||
+		     kvmsnap_pass_copies(session, arg->flags))) {
+		err = kvmsnap_writer_need_copies(session);
+		kvmsnap_session_count_memory(session);
+	}
+	return err;
+}
+
 int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_queue *arg = data;
 	u64 pages;
 	int err;
 
-	if (arg->flags || arg->kind > KVMSNAP_PASS_RANGES)
+	if (arg->flags & ~(KVMSNAP_QUEUE_STOPPED | KVMSNAP_QUEUE_COMPARE | KVMSNAP_QUEUE_STAGE) ||
+	    arg->kind > KVMSNAP_PASS_DIRTY)
 		return -EOPNOTSUPP;
-	if (arg->kind == KVMSNAP_PASS_ALL ? arg->nr_ranges || arg->ranges :
-	    !arg->nr_ranges || arg->nr_ranges > KVMSNAP_MAX_RANGES)
+	if (arg->kind == KVMSNAP_PASS_RANGES ?
+	    !arg->nr_ranges || arg->nr_ranges > KVMSNAP_MAX_RANGES :
+	    arg->nr_ranges || arg->ranges)
 		return -EINVAL;
 
-	if (mutex_lock_killable(&session->lock))
-		return -EINTR;
-	err = kvmsnap_session_check_setup(session);
+	err = kvmsnap_session_lock_setup(session);
 	if (err)
-		goto out;
+		return err;
 	err = READ_ONCE(session->error);
 	if (err)
 		goto out;
 	err = -ENODEV;
 	if (!session->vm || !session->target || !session->nr_regions)
 		goto out;
+	err = kvmsnap_session_check_tracking(session, arg);
+	if (err)
+		goto out;
 	err = kvmsnap_session_check_target(session);
 	if (err)
 		goto out;
 	pages = session->total_pages;
+	if (arg->kind == KVMSNAP_PASS_DIRTY && !(arg->flags & KVMSNAP_QUEUE_COMPARE))
+		pages = kvmsnap_ring_dirty(&session->ring);
 	if (arg->kind == KVMSNAP_PASS_RANGES) {
 		err = kvmsnap_session_read_ranges(session, arg, &pages);
 		if (err)
@@ -482,34 +572,50 @@ int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
 	if (!err) {
 		arg->pass = ++session->pass_nr;
 		session->end_seen = true;
+		session->staged = false;
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_RUNNING);
 	}
 	spin_unlock(&session->state_lock);
 	if (!err)
-		kvmsnap_pass_start(session, arg->kind, pages);
+		kvmsnap_pass_start(session, arg->kind, arg->flags, pages);
 out:
 	mutex_unlock(&session->lock);
 	return err;
 }
 
-static bool kvmsnap_session_running(struct kvmsnap_session *session)
+/* Is what WAIT waits for still to come? */
+static bool kvmsnap_session_busy_locked(struct kvmsnap_session *session, u32 flags)
 {
-	return READ_ONCE(session->state) == KVMSNAP_STATE_RUNNING;
+	lockdep_assert_held(&session->state_lock);
+	return session->state == KVMSNAP_STATE_RUNNING &&
+	       !(flags & KVMSNAP_WAIT_STAGED && session->staged);
+}
+
+static bool kvmsnap_session_busy(struct kvmsnap_session *session, u32 flags)
+{
+	bool busy;
+
+	spin_lock(&session->state_lock);
+	busy = kvmsnap_session_busy_locked(session, flags);
+	spin_unlock(&session->state_lock);
+	return busy;
 }
 
 int kvmsnap_session_wait(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_wait *arg = data;
+	bool busy;
 	long left;
 
-	if (arg->flags)
+	if (arg->flags & ~KVMSNAP_WAIT_STAGED)
 		return -EOPNOTSUPP;
 
 	if (arg->timeout_ns < 0)
-		left = wait_event_interruptible(session->wait, !kvmsnap_session_running(session));
+		left = wait_event_interruptible(session->wait,
+						!kvmsnap_session_busy(session, arg->flags));
 	else
 		left = wait_event_interruptible_timeout(session->wait,
-							!kvmsnap_session_running(session),
+							!kvmsnap_session_busy(session, arg->flags),
 							nsecs_to_jiffies(arg->timeout_ns));
 	/* Not restarted: a time-out would start anew. */
 	if (left == -ERESTARTSYS)
@@ -522,13 +628,15 @@ int kvmsnap_session_wait(struct kvmsnap_session *session, void *data)
 	arg->pass = session->pass_nr;
 	if (session->state != KVMSNAP_STATE_RUNNING)
 		session->end_seen = true;
+	busy = kvmsnap_session_busy_locked(session, arg->flags);
 	spin_unlock(&session->state_lock);
-	return arg->state == KVMSNAP_STATE_RUNNING ? -ETIME : 0;
+	return busy ? -ETIME : 0;
 }
 
 int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_cancel *arg = data;
+
 	if (arg->flags)
 		return -EOPNOTSUPP;
 	kvmsnap_session_fail(session, -ECANCELED, KVMSNAP_NO_OFFSET);
@@ -559,7 +667,8 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 	stats->pages_written = stats->bytes_written >> PAGE_SHIFT;
 	stats->pages_zero = atomic64_read(&pass->pages_zero);
 	stats->pages_untouched = atomic64_read(&pass->pages_untouched);
-	stats->pages_done = stats->pages_written + stats->pages_zero + stats->pages_untouched;
+	stats->pages_done = stats->pages_written + stats->pages_zero + stats->pages_untouched +
+			    atomic64_read(&pass->pages_same);
 	stats->requests = atomic64_read(&session->writer.completed);
 	stats->in_flight = atomic_read(&session->writer.in_flight);
 	stats->max_in_flight = READ_ONCE(session->writer.max_in_flight);
@@ -569,6 +678,12 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 		stats->elapsed_ns = ktime_to_ns(ktime_sub(ended, READ_ONCE(pass->began)));
 	}
 	stats->memory = READ_ONCE(session->memory);
+	stats->pages_dirty = kvmsnap_ring_dirty(&session->ring);
+	stats->pages_same = atomic64_read(&pass->pages_same);
+	stats->harvests = READ_ONCE(session->ring.done);
+	stats->harvested = atomic64_read(&session->ring.harvested);
+	stats->all_dirty = atomic64_read(&session->ring.all_dirty);
+	stats->pages_staged = atomic64_read(&pass->pages_staged);
 }
 
 int kvmsnap_session_stats(struct kvmsnap_session *session, void *data)
@@ -612,6 +727,104 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 out:
 	mutex_unlock(&session->lock);
 	return err;
+}
+
+int kvmsnap_session_track(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_track *arg = data;
+	bool hash = arg->flags & KVMSNAP_TRACK_HASH;
+	int err;
+
+	if (arg->flags & ~KVMSNAP_TRACK_HASH)
+		return -EOPNOTSUPP;
+	if (arg->mode != KVMSNAP_TRACK_OWNER && arg->mode != KVMSNAP_TRACK_COMPARE)
+		return -EOPNOTSUPP;
+	if (arg->reserved || (arg->mode == KVMSNAP_TRACK_COMPARE && !hash))
+		return -EINVAL;
+
+	err = kvmsnap_session_lock_setup(session);
+	if (err)
+		return err;
+	err = -ENODEV;
+	if (!session->vm)
+		goto out;
+	err = -EALREADY;
+	if (session->ring.mode)
+		goto out;
+	/* To reset a ring is to change what another process relies on. */
+	err = -EPERM;
+	if (arg->mode == KVMSNAP_TRACK_OWNER && !kvmsnap_vm_is_ours(session->vm))
+		goto out;
+	err = kvmsnap_ring_start(session, arg->mode, hash);
+	kvmsnap_session_count_memory(session);
+out:
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+int kvmsnap_session_set_stage(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_set_stage *arg = data;
+	int err;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->bytes > KVMSNAP_MAX_STAGE)
+		return -EOVERFLOW;
+	err = kvmsnap_session_lock_setup(session);
+	if (err)
+		return err;
+	err = kvmsnap_stage_resize(&session->stage, arg->bytes);
+	kvmsnap_session_count_memory(session);
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_harvest *arg = data;
+	int err;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	/* No session->lock: vCPUs come here while others set up and queue. */
+	if (!kvmsnap_ring_tracking(&session->ring) || session->ring.mode != KVMSNAP_TRACK_OWNER)
+		return -ENODATA;
+	err = kvmsnap_ring_harvest(session);
+	arg->harvested = atomic64_read(&session->ring.harvested);
+	arg->pages_dirty = kvmsnap_ring_dirty(&session->ring);
+	return err;
+}
+
+int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_mark_dirty *arg = data;
+	const struct kvmsnap_hva_range __user *user = u64_to_user_ptr(arg->ranges);
+	struct kvmsnap_hva_range range;
+	u64 end, step;
+	u32 i;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved || !arg->nr_ranges || arg->nr_ranges > KVMSNAP_MAX_RANGES)
+		return -EINVAL;
+	if (!kvmsnap_ring_tracking(&session->ring))
+		return -ENODATA;
+	for (i = 0; i < arg->nr_ranges; i++) {
+		if (copy_from_user(&range, &user[i], sizeof(range)))
+			return -EFAULT;
+		if (check_add_overflow(range.hva, range.length, &end))
+			return -EINVAL;
+		/* In steps: the range may be the caller's whole address space. */
+		for (; range.hva < end; range.hva += step) {
+			step = min_t(u64, end - range.hva, SZ_1G);
+			kvmsnap_dirty_mark_hva(session, range.hva, range.hva + step);
+			cond_resched();
+			if (fatal_signal_pending(current))
+				return -EINTR;
+		}
+	}
+	return 0;
 }
 
 int kvmsnap_session_set_eventfd(struct kvmsnap_session *session, void *data)

@@ -10,6 +10,8 @@
 
 #include "pass.h"
 #include "region.h"
+#include "ring.h"
+#include "stage.h"
 #include "writer.h"
 
 struct eventfd_ctx;
@@ -18,9 +20,9 @@ struct kvmsnap_vm;
 /**
  * struct kvmsnap_session - what is behind an open /dev/kvmsnap
  *
- * References: one for the file, one for a running pass.  The pass's own count (pass.h)
- * covers its workers and its writes in flight.  Who drops the last reference frees
- * everything, in process context.  A session holds a reference on the module.
+ * References: one for the file, one for a running pass, one for the harvester.  The pass's
+ * own count (pass.h) covers its workers and its writes in flight.  Who drops the last
+ * reference frees everything, in process context.  A session holds a reference on the module.
  *
  * States, changed by kvmsnap_session_set_state() alone:
  *
@@ -45,7 +47,7 @@ struct kvmsnap_session {
 	struct kvmsnap_vm *vm;		/* set once */
 	struct file *target;
 	struct kvmsnap_region *regions[KVMSNAP_MAX_REGIONS];
-	u32 nr_regions;
+	u32 nr_regions;			/* published: who marks dirty pages reads without @lock */
 	u64 total_pages;
 	pid_t vm_pid;			/* shown; 0 before bind; read without @lock */
 	u64 memory;			/* bytes we hold, likewise */
@@ -54,14 +56,17 @@ struct kvmsnap_session {
 	enum kvmsnap_state state;	/* @state_lock */
 	bool vm_gone;			/* @state_lock */
 	bool end_seen;			/* @state_lock: by WAIT, of the last pass */
+	bool staged;			/* @state_lock: the pass reads no guest memory any more */
 	u64 pass_nr;			/* @state_lock */
 	int error;			/* @state_lock: negative errno of the pass; sticky */
 	u64 error_offset;		/* @state_lock */
 	struct eventfd_ctx *eventfd;	/* @state_lock */
-	wait_queue_head_t wait;		/* for state and end_seen */
+	wait_queue_head_t wait;		/* for state, staged and end_seen */
 
 	struct kvmsnap_pass pass;
 	struct kvmsnap_writer writer;
+	struct kvmsnap_stage stage;
+	struct kvmsnap_ring ring;
 };
 
 struct kvmsnap_session *kvmsnap_session_create(void);
@@ -69,6 +74,7 @@ void kvmsnap_session_put(struct kvmsnap_session *session);
 void kvmsnap_session_close(struct kvmsnap_session *session);
 
 void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset);
+void kvmsnap_session_staged(struct kvmsnap_session *session);
 void kvmsnap_session_pass_over(struct kvmsnap_session *session);
 
 int kvmsnap_session_bind_vm(struct kvmsnap_session *session, void *data);
@@ -79,6 +85,10 @@ int kvmsnap_session_wait(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_stats(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_track(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_set_stage(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_set_eventfd(struct kvmsnap_session *session, void *data);
 __poll_t kvmsnap_session_poll(struct kvmsnap_session *session, struct file *file,
 			      struct poll_table_struct *wait);

@@ -91,6 +91,52 @@ TRACE_EVENT(kvmsnap_write_complete,
 		  __entry->session, __entry->offset, __entry->bytes, __entry->result, __entry->ns)
 );
 
+/*
+ * Dirty rings were emptied: @entries taken; @all: memslots changed, all pages are dirty;
+ * @broken: somebody else harvested; @dirty: pages in the set.
+ */
+TRACE_EVENT(kvmsnap_harvest,
+	TP_PROTO(u32 session, u32 entries, bool all, bool broken, u64 dirty),
+	TP_ARGS(session, entries, all, broken, dirty),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u32, entries)
+		__field(u64, dirty)
+		__field(bool, all)
+		__field(bool, broken)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->entries = entries;
+		__entry->dirty = dirty;
+		__entry->all = all;
+		__entry->broken = broken;
+	),
+	TP_printk("session=%u entries=%u all=%d broken=%d dirty=%llu",
+		  __entry->session, __entry->entries, __entry->all, __entry->broken,
+		  __entry->dirty)
+);
+
+/* A pass has all it is to write in kernel memory: @pages, of them on the stage; @ns since its start. */
+TRACE_EVENT(kvmsnap_staged,
+	TP_PROTO(u32 session, u64 pass, u64 pages, u64 ns),
+	TP_ARGS(session, pass, pages, ns),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u64, pass)
+		__field(u64, pages)
+		__field(u64, ns)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->pass = pass;
+		__entry->pages = pages;
+		__entry->ns = ns;
+	),
+	TP_printk("session=%u pass=%llu pages=%llu ns=%llu",
+		  __entry->session, __entry->pass, __entry->pages, __entry->ns)
+);
+
 #endif
 
 #undef TRACE_INCLUDE_PATH

@@ -16,12 +16,15 @@
  */
 #include <linux/blkdev.h>
 #include <linux/cred.h>
+#include <linux/highmem.h>
 #include <linux/magic.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include <linux/vmalloc.h>
 
+#include "compat.h"
+#include "dirty.h"
 #include "pass.h"
 #include "session.h"
 #include "trace.h"
@@ -66,6 +69,21 @@ int kvmsnap_target_check(struct file *file)
 	if (S_ISBLK(inode->i_mode) && bdev_logical_block_size(I_BDEV(inode)) > PAGE_SIZE)
 		return -EOPNOTSUPP;
 	return 0;
+}
+
+/*
+ * Would a page that changes while it is written leave a wrong checksum there?  The page
+ * would be written again, but until then, or for ever after a crash, it could not be read.
+ */
+bool kvmsnap_target_wants_stable(struct file *file)
+{
+	struct inode *inode = file->f_mapping->host;
+	struct super_block *sb = inode->i_sb;
+
+	if (S_ISBLK(inode->i_mode))
+		return bdev_stable_writes(I_BDEV(inode));
+	return kvmsnap_mapping_stable(file->f_mapping) ||
+	       (sb->s_bdev && bdev_stable_writes(sb->s_bdev));
 }
 
 u64 kvmsnap_target_size(struct file *file)
@@ -124,11 +142,27 @@ void kvmsnap_request_begin(struct kvmsnap_request *req, struct kvmsnap_region *r
 	req->nr_bvecs = 0;
 }
 
-/* Append a page, of which the request takes over the reference. */
-void kvmsnap_request_add(struct kvmsnap_request *req, struct page *page)
+/*
+ * Copy a guest page to the place of the request's next page.  Takes over the reference on
+ * @page; returns the copy with one, for kvmsnap_request_add() or to be put.
+ */
+struct page *kvmsnap_request_copy(struct kvmsnap_request *req, struct page *page)
+{
+	struct page *copy = req->copies[req->nr_pages];
+
+	copy_highpage(copy, page);
+	kvmsnap_pages_put(page, 1);
+	get_page(copy);
+	return copy;
+}
+
+/* Append a page, of which the request takes over the reference, and its hash if they are kept. */
+void kvmsnap_request_add(struct kvmsnap_request *req, struct page *page, u64 hash)
 {
 	struct bio_vec *last = req->nr_bvecs ? &req->bvecs[req->nr_bvecs - 1] : NULL;
 
+	if (req->hashes)
+		req->hashes[req->nr_pages] = hash;
 	req->nr_pages++;
 	if (last && page_to_pfn(last->bv_page) + (last->bv_len >> PAGE_SHIFT) == page_to_pfn(page))
 		last->bv_len += PAGE_SIZE;
@@ -162,12 +196,21 @@ static void kvmsnap_request_finish(struct kvmsnap_request *req)
 	trace_kvmsnap_write_complete(session->id, offset, bytes, req->result,
 				     ktime_to_ns(ktime_sub(ktime_get(), req->submitted)));
 	if (req->result == bytes) {
+		if (session->ring.hash)
+			memcpy(region->hash + req->first_page, req->hashes,
+			       req->nr_pages * sizeof(*req->hashes));
 		/* done_work alone sets these bits while a pass runs. */
 		bitmap_set(region->present + BIT_WORD(req->first_page),
 			   req->first_page % BITS_PER_LONG, req->nr_pages);
 		atomic64_add(bytes, &writer->bytes);
 		atomic64_inc(&writer->completed);
 	} else {
+		/* What is there now nobody knows. */
+		if (session->ring.hash)
+			memset(region->hash + req->first_page, 0,
+			       req->nr_pages * sizeof(*req->hashes));
+		if (region->dirty)
+			kvmsnap_dirty_mark(session, region, req->first_page, req->nr_pages);
 		/* A short direct write means that the rest failed: full, or an error. */
 		kvmsnap_session_fail(session, req->result < 0 ? req->result : -EIO,
 				     offset + max(req->result, 0L));
@@ -255,9 +298,74 @@ void kvmsnap_writer_reset_stats(struct kvmsnap_writer *writer)
 	atomic64_set(&writer->completed, 0);
 }
 
+/* Pages for the copies of one request, large pieces where there are any.  -ENOMEM. */
+static int kvmsnap_request_alloc_copies(struct kvmsnap_request *req)
+{
+	unsigned int order = ilog2(KVMSNAP_REQUEST_PAGES), nr = 0, i;
+
+	req->hashes = kcalloc(KVMSNAP_REQUEST_PAGES, sizeof(*req->hashes), GFP_KERNEL_ACCOUNT);
+	req->copies = kcalloc(KVMSNAP_REQUEST_PAGES, sizeof(*req->copies), GFP_KERNEL_ACCOUNT);
+	if (!req->hashes || !req->copies)
+		return -ENOMEM;
+	while (nr < KVMSNAP_REQUEST_PAGES) {
+		gfp_t gfp = GFP_KERNEL_ACCOUNT | (order ? __GFP_NORETRY | __GFP_NOWARN : 0);
+		struct page *page = alloc_pages(gfp, order);
+
+		if (!page) {
+			if (!order)
+				return -ENOMEM;
+			order--;
+			continue;
+		}
+		/* Single pages from here on, with a reference each. */
+		split_page(page, order);
+		for (i = 0; i < 1U << order; i++)
+			req->copies[nr++] = page + i;
+	}
+	return 0;
+}
+
+static void kvmsnap_request_free_copies(struct kvmsnap_request *req)
+{
+	u32 i;
+
+	for (i = 0; req->copies && i < KVMSNAP_REQUEST_PAGES && req->copies[i]; i++)
+		put_page(req->copies[i]);
+	kfree(req->copies);
+	kfree(req->hashes);
+	req->copies = NULL;
+	req->hashes = NULL;
+}
+
+/**
+ * kvmsnap_writer_need_copies() - give the requests pages to copy to
+ * @session: no pass is running
+ *
+ * Context: session->lock held, may sleep.
+ * Return: 0 or -ENOMEM.
+ */
+int kvmsnap_writer_need_copies(struct kvmsnap_session *session)
+{
+	struct kvmsnap_writer *writer = &session->writer;
+	u32 i;
+
+	lockdep_assert_held(&session->lock);
+	for (i = 0; i < writer->nr_requests; i++) {
+		struct kvmsnap_request *req = writer->requests[i];
+		int err = req->copies ? 0 : kvmsnap_request_alloc_copies(req);
+
+		if (err) {
+			kvmsnap_request_free_copies(req);
+			return err;
+		}
+		writer->copy_bytes = (i + 1) * KVMSNAP_REQUEST_PAGES * (PAGE_SIZE + sizeof(u64));
+	}
+	return 0;
+}
+
 u64 kvmsnap_writer_memory(const struct kvmsnap_writer *writer)
 {
-	return writer->nr_requests * sizeof(struct kvmsnap_request);
+	return writer->nr_requests * sizeof(struct kvmsnap_request) + writer->copy_bytes;
 }
 
 /* May sleep.  Undone by kvmsnap_writer_destroy(), also when it fails. */
@@ -292,8 +400,12 @@ void kvmsnap_writer_destroy(struct kvmsnap_session *session)
 	struct kvmsnap_writer *writer = &session->writer;
 
 	WARN_ON_ONCE(atomic_read(&writer->in_flight));
-	while (writer->nr_requests)
-		kvfree(writer->requests[--writer->nr_requests]);
+	while (writer->nr_requests) {
+		struct kvmsnap_request *req = writer->requests[--writer->nr_requests];
+
+		kvmsnap_request_free_copies(req);
+		kvfree(req);
+	}
 	kfree(writer->requests);
 }
 

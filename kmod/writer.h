@@ -19,7 +19,8 @@ struct kvmsnap_session;
  * struct kvmsnap_request - one write, from a run of pages to its place in the target
  *
  * Belongs to the writer while it is free, to a worker while it is filled, and from
- * submit until complete to the I/O.  Holds a reference on each page in @bvecs.
+ * submit until complete to the I/O.  Holds a reference on each page in @bvecs: guest
+ * memory, or its own @copies, which stay with the request when the others are put.
  */
 struct kvmsnap_request {
 	struct llist_node node;		/* free or done list */
@@ -32,6 +33,8 @@ struct kvmsnap_request {
 	bool freezable;			/* holds the file system's freeze protection */
 	long result;
 	ktime_t submitted;
+	struct page **copies;		/* KVMSNAP_REQUEST_PAGES, or NULL before any are needed */
+	u64 *hashes;			/* of the pages, likewise; used when hashes are kept */
 	struct bio_vec bvecs[KVMSNAP_REQUEST_PAGES];
 };
 
@@ -43,6 +46,7 @@ struct kvmsnap_request {
 struct kvmsnap_writer {
 	struct kvmsnap_request **requests;
 	u32 nr_requests;
+	u64 copy_bytes;			/* kernel memory for copies */
 	spinlock_t lock;
 	struct llist_head free;		/* taken from under @lock */
 	wait_queue_head_t wait;		/* for @free, or the session's error */
@@ -57,16 +61,19 @@ struct kvmsnap_writer {
 int kvmsnap_writer_init(struct kvmsnap_session *session);
 void kvmsnap_writer_destroy(struct kvmsnap_session *session);
 void kvmsnap_writer_reset_stats(struct kvmsnap_writer *writer);
+int kvmsnap_writer_need_copies(struct kvmsnap_session *session);
 u64 kvmsnap_writer_memory(const struct kvmsnap_writer *writer);
 
 int kvmsnap_target_check(struct file *file);
 u64 kvmsnap_target_size(struct file *file);
+bool kvmsnap_target_wants_stable(struct file *file);
 
 struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session);
 void kvmsnap_request_put(struct kvmsnap_request *req);
 void kvmsnap_request_begin(struct kvmsnap_request *req, struct kvmsnap_region *region,
 			   u64 first_page);
-void kvmsnap_request_add(struct kvmsnap_request *req, struct page *page);
+struct page *kvmsnap_request_copy(struct kvmsnap_request *req, struct page *page);
+void kvmsnap_request_add(struct kvmsnap_request *req, struct page *page, u64 hash);
 int kvmsnap_request_submit(struct kvmsnap_request *req);
 
 int kvmsnap_writer_module_init(void);

@@ -76,6 +76,61 @@ int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32
 	return queue(session, &arg, pass);
 }
 
+int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass)
+{
+	struct kvmsnap_queue arg = { .kind = KVMSNAP_PASS_DIRTY, .flags = flags };
+
+	return queue(session, &arg, pass);
+}
+
+int kvmsnap_track(int session, uint32_t mode, uint32_t flags)
+{
+	struct kvmsnap_track arg = { .size = sizeof(arg), .flags = flags, .mode = mode };
+
+	return call(session, KVMSNAP_TRACK, &arg);
+}
+
+int kvmsnap_harvest(int session, struct kvmsnap_harvest *result)
+{
+	struct kvmsnap_harvest arg = { .size = sizeof(arg) };
+	int err = call(session, KVMSNAP_HARVEST, &arg);
+
+	if (result)
+		*result = arg;
+	return err;
+}
+
+int kvmsnap_mark_dirty_ranges(int session, const struct kvmsnap_hva_range *ranges, uint32_t nr)
+{
+	struct kvmsnap_mark_dirty arg = {
+		.size = sizeof(arg), .nr_ranges = nr, .ranges = (uintptr_t)ranges,
+	};
+
+	return call(session, KVMSNAP_MARK_DIRTY, &arg);
+}
+
+int kvmsnap_mark_dirty(int session, uint64_t hva, uint64_t length)
+{
+	struct kvmsnap_hva_range range = { .hva = hva, .length = length };
+
+	return kvmsnap_mark_dirty_ranges(session, &range, 1);
+}
+
+int kvmsnap_set_stage(int session, uint64_t bytes)
+{
+	struct kvmsnap_set_stage arg = { .size = sizeof(arg), .bytes = bytes };
+
+	return call(session, KVMSNAP_SET_STAGE, &arg);
+}
+
+int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
+{
+	*result = (struct kvmsnap_wait){
+		.size = sizeof(*result), .flags = KVMSNAP_WAIT_STAGED, .timeout_ns = timeout_ns,
+	};
+	return call(session, KVMSNAP_WAIT, result);
+}
+
 int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
 {
 	*result = (struct kvmsnap_wait){ .size = sizeof(*result), .timeout_ns = timeout_ns };

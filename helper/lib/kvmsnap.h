@@ -13,6 +13,26 @@
  *	kvmsnap_wait(s, -1, &result);		result.error must be 0
  *	kvmsnap_get_bitmap(s, id, 0, size / 4096, bitmap);
  *
+ * and of a running one, in a VMM whose VM has a dirty ring, after the region is added:
+ *
+ *	set KVM_MEM_LOG_DIRTY_PAGES on the memslots
+ *	kvmsnap_track(s, KVMSNAP_TRACK_OWNER, 0);
+ *	do
+ *		kvmsnap_queue_dirty(s, 0, NULL);
+ *		kvmsnap_wait(s, -1, &result);
+ *		kvmsnap_stats(s, &stats);
+ *	while stats.pages_dirty take longer to write than the VM may pause
+ *	stop the vCPUs and the devices; save their state
+ *	kvmsnap_harvest(s, NULL);
+ *	kvmsnap_queue_dirty(s, KVMSNAP_QUEUE_STOPPED, NULL);
+ *	kvmsnap_wait(s, -1, &result);		the target equals memory
+ *	kvmsnap_get_bitmap(...); clear KVM_MEM_LOG_DIRTY_PAGES; kvmsnap_harvest(s, NULL);
+ *	resume
+ *
+ * meanwhile a vCPU that exits with KVM_EXIT_DIRTY_RING_FULL calls kvmsnap_harvest(), and
+ * who writes guest memory other than by a vCPU calls kvmsnap_mark_dirty() afterwards.
+ * tools/testing/vmm in the sources is a small VMM that does all this.
+ *
  * Functions return 0 or more on success and a negative errno otherwise; the errnos are
  * those of <linux/kvmsnap.h>, where the structures are described too.  There is no state
  * but the descriptor; calls on one session from several threads are safe.
@@ -50,6 +70,34 @@ int kvmsnap_add_region(int session, uint64_t hva, uint64_t length, uint64_t offs
 int kvmsnap_queue_all(int session, uint64_t *pass);
 int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32_t nr,
 			 uint64_t *pass);
+
+/*
+ * Follow the writes to memory, once a session: @mode of enum kvmsnap_track_mode, @flags of enum
+ * kvmsnap_track_flags.  All pages are dirty then.
+ */
+int kvmsnap_track(int session, uint32_t mode, uint32_t flags);
+
+/* Start a pass over what is dirty; @flags of enum kvmsnap_queue_flags.  @pass may be NULL. */
+int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass);
+
+/*
+ * Empty the VM's dirty rings into the dirty set.  Waits for that, a few milliseconds; from
+ * any thread.  @result may be NULL.
+ */
+int kvmsnap_harvest(int session, struct kvmsnap_harvest *result);
+
+/* Tell that @length bytes at @hva have been written, by anything but a vCPU; from any thread. */
+int kvmsnap_mark_dirty(int session, uint64_t hva, uint64_t length);
+int kvmsnap_mark_dirty_ranges(int session, const struct kvmsnap_hva_range *ranges, uint32_t nr);
+
+/* Set @bytes of kernel memory aside for passes with KVMSNAP_QUEUE_STAGE; 0 gives them back. */
+int kvmsnap_set_stage(int session, uint64_t bytes);
+
+/*
+ * Wait for the moment from which on such a pass looks at memory no more, and the VM may run; or
+ * for its end, as kvmsnap_wait().  result->state is KVMSNAP_STATE_RUNNING in the first case.
+ */
+int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *result);
 
 /*
  * Wait for the end of the pass, @timeout_ns nanoseconds at most, negative for ever.

@@ -16,6 +16,22 @@
  *   WAIT, poll(), eventfd                tell when the pass is over
  *   GET_BITMAP                           which pages are in the target
  *
+ * A VM is saved while it runs by passes over what is dirty, until what is left is little,
+ * and a last one with the VM stopped:
+ *
+ *   TRACK                                all pages are dirty; from now on writes are seen
+ *   QUEUE(PASS_DIRTY), WAIT              as often as worthwhile, with the VM running
+ *   the VMM stops the vCPUs and its devices, saves the state of both
+ *   HARVEST                              what the vCPUs wrote last
+ *   QUEUE(PASS_DIRTY, STOPPED), WAIT     now the target equals memory
+ *
+ * With a stage the VM need not wait for the target at the end:
+ *
+ *   SET_STAGE                            before, as large as what is left is to be
+ *   QUEUE(PASS_DIRTY, STAGE), WAIT(STAGED)   what the target lacks is copied
+ *   the VMM lets the VM run
+ *   WAIT                                 the target equals what memory was at the stop
+ *
  * Closing the last descriptor of the session ends it: no further write is started, and
  * what is in flight finishes by itself.  The VM is never stopped or changed.
  *
@@ -51,6 +67,10 @@ enum {
 	KVMSNAP_CMD_STATS,
 	KVMSNAP_CMD_GET_BITMAP,
 	KVMSNAP_CMD_SET_EVENTFD,
+	KVMSNAP_CMD_TRACK,
+	KVMSNAP_CMD_HARVEST,
+	KVMSNAP_CMD_MARK_DIRTY,
+	KVMSNAP_CMD_SET_STAGE,
 };
 
 /**
@@ -193,10 +213,30 @@ struct kvmsnap_range {
  * enum kvmsnap_pass_kind - which pages a pass is over
  * @KVMSNAP_PASS_ALL: all of every region
  * @KVMSNAP_PASS_RANGES: those named by kvmsnap_queue.ranges; they may overlap
+ * @KVMSNAP_PASS_DIRTY: those in the dirty set, which they leave before they are read
  */
 enum kvmsnap_pass_kind {
 	KVMSNAP_PASS_ALL = 0,
 	KVMSNAP_PASS_RANGES = 1,
+	KVMSNAP_PASS_DIRTY = 2,
+};
+
+/**
+ * enum kvmsnap_queue_flags
+ * @KVMSNAP_QUEUE_STOPPED: nothing writes memory until the pass is over, so that pages need
+ *	not be copied before they are written.  Only tracking copies; without it the flag
+ *	changes nothing.
+ * @KVMSNAP_QUEUE_COMPARE: also take every other page whose bytes differ from what the
+ *	target holds, and leave out those of the pass that don't.  Needs KVMSNAP_TRACK_HASH.
+ * @KVMSNAP_QUEUE_STAGE: copy to kernel memory first what is to be written.  Nothing writes
+ *	memory until WAIT with KVMSNAP_WAIT_STAGED has returned; after that anything may, and
+ *	the target gets what memory was before.  What the stage (SET_STAGE) has no room for is
+ *	copied as room in flight allows, at the target's pace.
+ */
+enum kvmsnap_queue_flags {
+	KVMSNAP_QUEUE_STOPPED = 1 << 0,
+	KVMSNAP_QUEUE_COMPARE = 1 << 1,
+	KVMSNAP_QUEUE_STAGE = 1 << 2,
 };
 
 #define KVMSNAP_MAX_RANGES	65536
@@ -204,10 +244,10 @@ enum kvmsnap_pass_kind {
 /**
  * struct kvmsnap_queue - ioctl(KVMSNAP_QUEUE): start a pass
  * @size: sizeof(struct kvmsnap_queue)
- * @flags: must be 0
+ * @flags: of enum kvmsnap_queue_flags
  * @kind: of enum kvmsnap_pass_kind
- * @nr_ranges: entries at @ranges, 1 to KVMSNAP_MAX_RANGES; 0 for PASS_ALL
- * @ranges: address of an array of struct kvmsnap_range; 0 for PASS_ALL
+ * @nr_ranges: entries at @ranges, 1 to KVMSNAP_MAX_RANGES, for PASS_RANGES; otherwise 0
+ * @ranges: address of an array of struct kvmsnap_range, for PASS_RANGES; otherwise 0
  * @pass: out, number of this pass, counted from 1
  *
  * Writes every page of the pass that has content.  A page that is untouched or all zeros
@@ -215,8 +255,13 @@ enum kvmsnap_pass_kind {
  * or its region has KVMSNAP_REGION_WHOLE.  No guest page is allocated, no KSM page
  * un-merged.  The pass reads memory as it is then: for an exact image the guest, and
  * everything else that writes its memory, is stopped from QUEUE until the pass is over.
+ * With tracking, what is written during the pass is in the dirty set after it.  When the
+ * pass fails, so is every page of it that is not in the target.
  *
- * Errors: ENODEV no VM, target or region; EBUSY a pass is running; EFBIG the target ends
+ * Errors: ENODEV no VM, target or region; ENODATA PASS_DIRTY or COMPARE without the
+ * tracking they need, or a memslot under a region doesn't log dirty pages; ESTALE somebody
+ * else has harvested the dirty rings, what was written is not known any more, and a new
+ * session is needed; EOPNOTSUPP logging leaves pages unprotected; ENOMEM; EBUSY a pass is running; EFBIG the target ends
  * before the last region; EDEADLK the target is mapped as guest memory; ESRCH VM's process
  * gone; ENOENT a range names no region; ERANGE it ends outside; in KVMSNAP_STATE_FAILED
  * the error that led there.
@@ -232,9 +277,20 @@ struct kvmsnap_queue {
 #define KVMSNAP_QUEUE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_QUEUE)
 
 /**
+ * enum kvmsnap_wait_flags
+ * @KVMSNAP_WAIT_STAGED: return earlier, when a pass with KVMSNAP_QUEUE_STAGE looks at memory
+ *	no more; @state is then KVMSNAP_STATE_RUNNING still, and a WAIT for the end is to follow.
+ *	From here on the pass succeeds also when the VM's process ends (@state is
+ *	KVMSNAP_STATE_DEAD then, and @error 0).  poll() and the eventfd don't tell.
+ */
+enum kvmsnap_wait_flags {
+	KVMSNAP_WAIT_STAGED = 1 << 0,
+};
+
+/**
  * struct kvmsnap_wait - ioctl(KVMSNAP_WAIT): wait for the end of the pass
  * @size: sizeof(struct kvmsnap_wait)
- * @flags: must be 0
+ * @flags: of enum kvmsnap_wait_flags
  * @timeout_ns: nanoseconds; 0 only asks, negative waits without limit
  * @state: out, enum kvmsnap_state
  * @error: out, errno (positive) of the first failure, 0 when there was none:
@@ -244,7 +300,8 @@ struct kvmsnap_queue {
  * @error_offset: out, offset in the target that @error is about; ~0 when it is about none
  * @pass: out, number of the pass
  *
- * Returns 0 when no pass is running any more, also when it failed: look at @error.
+ * Returns 0 when no pass is running any more, or it is staged, also when it failed: look at
+ * @error.
  * Errors: ETIME the pass is still running (out fields are valid); ERESTARTSYS/EINTR.
  */
 struct kvmsnap_wait {
@@ -289,7 +346,14 @@ struct kvmsnap_cancel {
  * @in_flight: out, writes in flight now
  * @max_in_flight: out, the most that were at a time
  * @elapsed_ns: out, since the pass began, until now or its end
- * @memory: out, bytes of kernel memory the session holds: request pool and bitmaps
+ * @memory: out, bytes of kernel memory the session holds: request pool, copies, bitmaps,
+ *	hashes and the harvest's buffer
+ * @pages_dirty: out, pages in the dirty set now
+ * @pages_same: out, pages of the pass, or compared by it, that the target held already
+ * @harvests: out, rounds over the dirty rings since TRACK
+ * @harvested: out, ring entries taken since TRACK
+ * @all_dirty: out, how often all pages were marked: at TRACK, and when memslots changed
+ * @pages_staged: out, pages of the pass that were copied to the stage
  */
 struct kvmsnap_stats {
 	__u32 size;
@@ -308,6 +372,12 @@ struct kvmsnap_stats {
 	__u32 max_in_flight;
 	__aligned_u64 elapsed_ns;
 	__aligned_u64 memory;
+	__aligned_u64 pages_dirty;
+	__aligned_u64 pages_same;
+	__aligned_u64 harvests;
+	__aligned_u64 harvested;
+	__aligned_u64 all_dirty;
+	__aligned_u64 pages_staged;
 };
 #define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
 
@@ -355,5 +425,139 @@ struct kvmsnap_set_eventfd {
 	__u32 reserved;
 };
 #define KVMSNAP_SET_EVENTFD _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_EVENTFD)
+
+/**
+ * enum kvmsnap_track_mode - how writes by vCPUs are seen
+ * @KVMSNAP_TRACK_OWNER: through the VM's dirty ring, which this session harvests and
+ *	resets; nobody else may.  Only in the VMM's own process.
+ * @KVMSNAP_TRACK_COMPARE: not at all: QUEUE_COMPARE finds what has changed
+ */
+enum kvmsnap_track_mode {
+	KVMSNAP_TRACK_OWNER = 1,
+	KVMSNAP_TRACK_COMPARE = 2,
+};
+
+/**
+ * enum kvmsnap_track_flags
+ * @KVMSNAP_TRACK_HASH: keep a keyed hash of what the target holds of each page, 8 bytes a
+ *	page of kernel memory, and copy pages before they are written while the VM runs.
+ *	Required by KVMSNAP_TRACK_COMPARE.
+ */
+enum kvmsnap_track_flags {
+	KVMSNAP_TRACK_HASH = 1 << 0,
+};
+
+/**
+ * struct kvmsnap_track - ioctl(KVMSNAP_TRACK): follow the writes to memory, once
+ * @size: sizeof(struct kvmsnap_track)
+ * @flags: of enum kvmsnap_track_flags
+ * @mode: of enum kvmsnap_track_mode
+ * @reserved: must be 0
+ *
+ * Makes all pages dirty.  From then on a page that is written comes back into the dirty set:
+ *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests in the
+ *    background, and when asked to by HARVEST.
+ *  - written by the VMM itself or by the kernel on its behalf (device emulation, vhost):
+ *    when the VMM says so by MARK_DIRTY.
+ *  - replaced or moved by the host (reclaim, migration, KSM), or dropped by the VMM from
+ *    private memory (MADV_DONTNEED): by itself.  What a VMM drops from a file (hole punch,
+ *    truncation) it marks: the kernel may zero it in place and tell nobody.
+ * A change of the memslots makes all pages dirty.  Tracking lasts as long as the session.
+ * The rings' memory is the VMM's: one that writes to it spoils its own snapshot.
+ *
+ * Owner mode wants, before: KVM_CAP_DIRTY_LOG_RING (or _ACQ_REL) enabled, and
+ * KVM_MEM_LOG_DIRTY_PAGES on every memslot that a region has a part in, set again when the
+ * VMM makes one; KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 without KVM_DIRTY_LOG_INITIALLY_SET.
+ * See Documentation/virt/kvm/api.rst in the kernel, sections 8.29 and 4.35.
+ *
+ * Errors: ENODEV no VM bound; EALREADY tracking already; EPERM owner mode and the VM is
+ * another process's; EOPNOTSUPP the VM has no dirty ring, or logging leaves pages
+ * unprotected (KVM_DIRTY_LOG_INITIALLY_SET); ENODATA a memslot under a region doesn't
+ * log dirty pages; ESRCH VM's process gone; EBUSY a pass is running, or another session
+ * owns the VM's rings (for one that was closed it waits); ENOMEM.
+ */
+struct kvmsnap_track {
+	__u32 size;
+	__u32 flags;
+	__u32 mode;
+	__u32 reserved;
+};
+#define KVMSNAP_TRACK _IO(KVMSNAP_TYPE, KVMSNAP_CMD_TRACK)
+
+/**
+ * struct kvmsnap_harvest - ioctl(KVMSNAP_HARVEST): empty the dirty rings
+ * @size: sizeof(struct kvmsnap_harvest)
+ * @flags: must be 0
+ * @harvested: out, ring entries taken since TRACK
+ * @pages_dirty: out, pages in the dirty set now
+ *
+ * Returns when a harvest that began after the call is over: all that was in the rings then
+ * is in the dirty set, and the rings have room.  Called by a vCPU's thread after
+ * KVM_EXIT_DIRTY_RING_FULL, before KVM_RUN; and once with every vCPU out of KVM_RUN, and
+ * after the last ioctl on a vCPU, before the last pass (a processor may log writes in a
+ * buffer of its own that KVM empties when the vCPU comes out).
+ *
+ * Errors: ENODATA no owner mode; ESTALE somebody else has harvested the rings (as QUEUE);
+ * ESRCH VM's process gone; EINTR a fatal signal.
+ */
+struct kvmsnap_harvest {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 harvested;
+	__aligned_u64 pages_dirty;
+};
+#define KVMSNAP_HARVEST _IO(KVMSNAP_TYPE, KVMSNAP_CMD_HARVEST)
+
+/**
+ * struct kvmsnap_hva_range - bytes in the VM process's address space
+ * @hva: first
+ * @length: bytes
+ */
+struct kvmsnap_hva_range {
+	__aligned_u64 hva;
+	__aligned_u64 length;
+};
+
+/**
+ * struct kvmsnap_mark_dirty - ioctl(KVMSNAP_MARK_DIRTY): tell of writes that no ring sees
+ * @size: sizeof(struct kvmsnap_mark_dirty)
+ * @flags: must be 0
+ * @nr_ranges: 1 to KVMSNAP_MAX_RANGES
+ * @reserved: must be 0
+ * @ranges: address of an array of struct kvmsnap_hva_range
+ *
+ * To be called after the last byte is stored, and before the last pass is queued.  What
+ * lies in no region is ignored.  May be called while a pass is running.
+ *
+ * Errors: ENODATA not tracking; EINVAL a range wraps around.
+ */
+struct kvmsnap_mark_dirty {
+	__u32 size;
+	__u32 flags;
+	__u32 nr_ranges;
+	__u32 reserved;
+	__aligned_u64 ranges;
+};
+#define KVMSNAP_MARK_DIRTY _IO(KVMSNAP_TYPE, KVMSNAP_CMD_MARK_DIRTY)
+
+#define KVMSNAP_MAX_STAGE	(64ULL << 30)
+
+/**
+ * struct kvmsnap_set_stage - ioctl(KVMSNAP_SET_STAGE): set memory aside for KVMSNAP_QUEUE_STAGE
+ * @size: sizeof(struct kvmsnap_set_stage)
+ * @flags: must be 0
+ * @bytes: of guest memory that the stage holds, up to KVMSNAP_MAX_STAGE, rounded up to pages;
+ *	0, as at the start, for none.  Up to 63 pages a worker (a CPU, 16 at most) stay unused
+ *
+ * Allocates all of it, charged to the caller's memory cgroup, in place of what there was.  On
+ * ENOMEM and EINTR there is no stage.  Errors: EOVERFLOW too large; ENOMEM; EBUSY a pass
+ * is running; ESRCH VM's process gone.
+ */
+struct kvmsnap_set_stage {
+	__u32 size;
+	__u32 flags;
+	__aligned_u64 bytes;
+};
+#define KVMSNAP_SET_STAGE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_STAGE)
 
 #endif

@@ -48,7 +48,7 @@ TEST_F(abi, unknown_numbers)
 {
 	struct kvmsnap_info info = { .size = sizeof(info) };
 
-	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_EVENTFD + 1), &info));
+	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_STAGE + 1), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, 0xff), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE + 1, KVMSNAP_CMD_INFO), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IOWR(KVMSNAP_TYPE, KVMSNAP_CMD_INFO, info), &info));
@@ -65,7 +65,11 @@ TEST_F(abi, unknown_numbers)
 	X(CANCEL, struct kvmsnap_cancel)				\
 	X(STATS, struct kvmsnap_stats)					\
 	X(GET_BITMAP, struct kvmsnap_get_bitmap)			\
-	X(SET_EVENTFD, struct kvmsnap_set_eventfd)
+	X(SET_EVENTFD, struct kvmsnap_set_eventfd)			\
+	X(TRACK, struct kvmsnap_track)					\
+	X(HARVEST, struct kvmsnap_harvest)				\
+	X(MARK_DIRTY, struct kvmsnap_mark_dirty) \
+	X(SET_STAGE, struct kvmsnap_set_stage)
 
 static const struct {
 	const char *name;

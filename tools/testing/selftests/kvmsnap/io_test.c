@@ -250,35 +250,18 @@ TEST(full_file_system)
 	EXPECT_EQ(0, run("cd %s && umount full && rm -rf full full.img", test_dir()));
 }
 
-/*
- * Load another table into the test's device.  @table goes through the shell's printf: $dev
- * is the disk below, $size its sectors.
- */
-static int dm_load(const char *dm, const char *table)
-{
-	return run("dev=$(dmsetup deps -o devno %s | tr -d ' ()' | tr , : | cut -d: -f2-); "
-		   "size=$(cat /sys/dev/block/$dev/size); modprobe -q dm-flakey; "
-		   "dmsetup suspend %s && printf \"%s\" | dmsetup reload %s && dmsetup resume %s",
-		   dm, dm, table, dm, dm);
-}
-
-#define LINEAR "0 $size linear $dev 0\\n"
-
 /* A device that fails between 8 and 9 MiB. */
 TEST(device_error_tells_the_offset)
 {
 	const char *dm = getenv("KVMSNAP_DM");
 	struct kvmsnap_wait wait;
-	char path[64];
 	struct setup s;
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
 	ASSERT_EQ(0, dm_load(dm, "0 16384 linear $dev 0\\n16384 2048 error\\n"
 				 "18432 $((size - 18432)) linear $dev 18432\\n"));
-	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
-	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB,
-				open(path, O_RDWR | O_CLOEXEC), 0));
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, dm_open(dm), 0));
 	fill_pages(s.mem, s.bytes / PAGE, 9);
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
 	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
@@ -286,22 +269,20 @@ TEST(device_error_tells_the_offset)
 	EXPECT_EQ(8 * MIB, wait.error_offset);
 	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);
 	setup_close(&s);
-	ASSERT_EQ(0, dm_load(dm, LINEAR));
+	ASSERT_EQ(0, dm_load(dm, DM_LINEAR));
 }
 
 /* dm-flakey that drops everything for a second in two: fails, and then works. */
 TEST(flaky_device)
 {
 	const char *dm = getenv("KVMSNAP_DM");
-	char path[64];
 	struct setup s;
 	int i, err = 0;
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
 	ASSERT_EQ(0, dm_load(dm, "0 $size flakey $dev 0 1 1 1 error_writes\\n"));
-	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
-	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, open(path, O_RDWR | O_CLOEXEC), 0));
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, dm_open(dm), 0));
 	fill_pages(s.mem, s.bytes / PAGE, 11);
 	for (i = 0; i < 200 && err != EIO; i++) {
 		err = save_all(s.session);
@@ -315,20 +296,18 @@ TEST(flaky_device)
 	}
 	EXPECT_EQ(0, err);
 	setup_close(&s);
-	ASSERT_EQ(0, dm_load(dm, LINEAR));
+	ASSERT_EQ(0, dm_load(dm, DM_LINEAR));
 }
 
 TEST(block_device)
 {
 	const char *dm = getenv("KVMSNAP_DM");
-	char path[64];
 	struct setup s;
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
-	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
-	ASSERT_EQ(0, setup_with(&s, map_anonymous(32 * MIB), 32 * MIB,
-				open(path, O_RDWR | O_CLOEXEC), KVMSNAP_REGION_WHOLE));
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(32 * MIB), 32 * MIB, dm_open(dm),
+				KVMSNAP_REGION_WHOLE));
 	fill_pages(s.mem, 16 * MIB / PAGE, 13);
 	ASSERT_EQ(0, save_all(s.session));
 	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, s.bytes));

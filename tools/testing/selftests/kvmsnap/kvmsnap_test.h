@@ -151,6 +151,28 @@ static inline int run(const char *fmt, ...)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+/*
+ * Load another table into the test's device.  @table goes through the shell's printf: $dev
+ * is the disk below, which every table must use, $size its sectors.
+ */
+static inline int dm_load(const char *dm, const char *table)
+{
+	return run("dev=$(dmsetup deps -o devno %s | tr -d ' ()' | tr , : | cut -d: -f2-); "
+		   "size=$(cat /sys/dev/block/$dev/size); modprobe -q dm-flakey; "
+		   "dmsetup suspend %s && printf \"%s\" | dmsetup reload %s && dmsetup resume %s",
+		   dm, dm, table, dm, dm);
+}
+
+#define DM_LINEAR "0 $size linear $dev 0\\n"
+
+static inline int dm_open(const char *dm)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/dev/mapper/%s", dm);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
 static inline long read_number(const char *path)
 {
 	char buf[64] = "";

@@ -1,0 +1,797 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Live saves in owner mode, by the small VMM of tools/testing/vmm: whatever dirties the
+ * memory, the file equals it, byte for byte, once the machine is stopped.
+ *
+ * KVMSNAP_ROUNDS: random rounds (10).  KVMSNAP_SEED: of the first of them, to repeat it.
+ */
+#include "kvmsnap_test.h"
+
+#include "live.h"
+
+#define RAM	(32 * MIB)
+
+#define HARVEST_MS	"/sys/module/kvmsnap/parameters/harvest_ms"
+
+static const struct machine_config small = {
+	.ram = RAM, .vcpus = 2, .ring = 4096, .pattern = PATTERN_RANDOM,
+	.filled = RAM / 2, .dirtied = 4 * MIB, .seed = 42,
+};
+
+/* Always that many. */
+static const struct live_options few_passes = { .max_passes = 3, .max_downtime = -1 };
+
+/* Save a running machine of that configuration.  -1 or how many pages differ. */
+static long save_live(const struct machine_config *config, const struct live_options *options,
+		      struct machine *m, struct live_report *report)
+{
+	int target = target_create(config->ram);
+	long differ = -1;
+
+	if (target < 0 || machine_create(m, config))
+		return -1;
+	machine_resume(m);
+	usleep(100000);
+	if (!live_save(m, target, options, true, report))
+		differ = machine_differs(m, target);
+	machine_destroy(m);
+	close(target);
+	return differ;
+}
+
+/* The guest ran during the save, in several passes, and its writes were seen in the rings. */
+#define EXPECT_LIVE(report)						\
+do {									\
+	EXPECT_LT(0, (report).work);					\
+	EXPECT_LT(0, (report).stats.harvested);				\
+	EXPECT_LT(1, (report).passes);					\
+} while (0)
+
+FIXTURE(pattern) {
+};
+
+FIXTURE_VARIANT(pattern) {
+	enum guest_pattern pattern;
+	unsigned int vcpus;
+};
+
+FIXTURE_SETUP(pattern)
+{
+}
+
+FIXTURE_TEARDOWN(pattern)
+{
+}
+
+FIXTURE_VARIANT_ADD(pattern, sequential) { PATTERN_SEQUENTIAL, 1 };
+FIXTURE_VARIANT_ADD(pattern, random) { PATTERN_RANDOM, 2 };
+FIXTURE_VARIANT_ADD(pattern, same) { PATTERN_SAME, 2 };
+FIXTURE_VARIANT_ADD(pattern, zero) { PATTERN_ZERO, 3 };
+FIXTURE_VARIANT_ADD(pattern, aba) { PATTERN_ABA, 4 };
+
+TEST_F(pattern, is_exact)
+{
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+
+	config.pattern = variant->pattern;
+	config.vcpus = variant->vcpus;
+	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	EXPECT_LIVE(report);
+	/* Nobody but the vCPUs, and no change of the memslots. */
+	EXPECT_EQ(1, report.stats.all_dirty);
+}
+
+FIXTURE(kind) {
+};
+
+FIXTURE_VARIANT(kind) {
+	enum ram_kind kind;
+};
+
+FIXTURE_SETUP(kind)
+{
+	if (variant->kind == RAM_HUGETLB)
+		ASSERT_EQ(0, run("echo 40 >/proc/sys/vm/nr_hugepages"));
+}
+
+FIXTURE_TEARDOWN(kind)
+{
+	run("echo 0 >/proc/sys/vm/nr_hugepages");
+}
+
+FIXTURE_VARIANT_ADD(kind, huge) { RAM_HUGE };
+FIXTURE_VARIANT_ADD(kind, small) { RAM_SMALL };
+FIXTURE_VARIANT_ADD(kind, memfd) { RAM_MEMFD };
+FIXTURE_VARIANT_ADD(kind, hugetlb) { RAM_HUGETLB };
+
+/* Pages that a device writes, and pages that the host takes away, on every kind of RAM. */
+TEST_F(kind, device_and_balloon)
+{
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+
+	config.kind = variant->kind;
+	config.device = true;
+	config.balloon = true;
+	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	EXPECT_LIVE(report);
+	EXPECT_LT(0, m.device_writes);
+	EXPECT_LT(0, m.balloon_drops);
+}
+
+/* Small rings, many vCPUs, and every write on another page: rings are full. */
+TEST(full_rings)
+{
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+
+	config.ring = 1024;
+	config.vcpus = 4;
+	config.pattern = PATTERN_SEQUENTIAL;
+	config.dirtied = RAM;
+	config.kind = RAM_SMALL;
+	/* The harvester would be in time here. */
+	ASSERT_EQ(0, run("echo 1000 >" HARVEST_MS));
+	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	EXPECT_LIVE(report);
+	EXPECT_LT(0, m.ring_full);
+	EXPECT_EQ(0, run("echo 4 >" HARVEST_MS));
+}
+
+TEST(large_rings)
+{
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+
+	config.ring = 65536;
+	config.vcpus = 4;
+	config.dirtied = RAM;
+	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	EXPECT_LIVE(report);
+}
+
+/* System management mode writes through memslots of its own. */
+TEST(smm_address_space)
+{
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+
+	config.smm = true;
+	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	EXPECT_LIVE(report);
+	EXPECT_LT(1, m.smis);
+}
+
+/* Hashes are kept, and the last pass compares everything with them: nothing else differs. */
+TEST(hashes_agree)
+{
+	struct live_options options = few_passes;
+	struct live_report report;
+	struct machine m;
+
+	options.hash = true;
+	ASSERT_EQ(0, save_live(&small, &options, &m, &report));
+	EXPECT_LIVE(report);
+	EXPECT_LT(RAM / PAGE / 2, report.stats.pages_same);
+}
+
+/* Without the ring, and without a word from the device: what differs is found. */
+TEST(compare_finds_everything)
+{
+	struct machine_config config = small;
+	struct live_options options = few_passes;
+	struct live_report report;
+	struct machine m;
+	int i;
+
+	options.compare_only = true;
+	options.max_passes = 2;
+	config.device = true;
+	config.balloon = true;
+	config.pattern = PATTERN_ABA;
+	config.vcpus = 4;
+	/* A page that is B for a moment must be caught in it by the first pass: about once a save. */
+	for (i = 0; i < 8; i++) {
+		ASSERT_EQ(0, save_live(&config, &options, &m, &report));
+		EXPECT_LT(0, report.work);
+		EXPECT_LT(0, m.device_writes);
+		EXPECT_LT(0, report.last_pages);
+		EXPECT_EQ(0, report.stats.harvested);
+	}
+}
+
+/* Everything at once, at random. */
+TEST(random_rounds)
+{
+	int rounds = getenv("KVMSNAP_ROUNDS") ? atoi(getenv("KVMSNAP_ROUNDS")) : 10;
+	uint64_t seed = getenv("KVMSNAP_SEED") ? strtoull(getenv("KVMSNAP_SEED"), NULL, 0) :
+			(uint64_t)time(NULL) * 1000;
+	struct live_options options = few_passes;
+	struct machine_config config = small;
+	struct live_report report;
+	struct machine m;
+	long differ;
+	int i;
+
+	for (i = 0; i < rounds; i++, seed++) {
+		uint64_t x = seed * 0x9e3779b97f4a7c15;
+
+		config.seed = seed;
+		config.pattern = (enum guest_pattern)((x >> 60) % NR_PATTERNS);
+		config.kind = (enum ram_kind)((x >> 57) % RAM_HUGETLB);
+		config.vcpus = 1 + (x >> 54) % 4;
+		config.ring = 1024U << (x >> 50) % 7;
+		config.dirtied = (2 + (x >> 45) % 31) * MIB;
+		config.filled = (2 + (x >> 40) % 31) * MIB;
+		config.device = x >> 39 & 1;
+		config.balloon = x >> 38 & 1;
+		config.smm = x >> 37 & 1;
+		options.hash = x >> 36 & 1;
+		options.compare_only = (x >> 31) % 4 == 0;
+		options.max_passes = 2 + (x >> 34) % 3;
+		differ = save_live(&config, &options, &m, &report);
+		TH_LOG("seed %llu: %ld pages differ; pattern %d, kind %d, %u vCPUs, ring %u, %lu MiB%s%s%s%s: "
+		       "%u passes, %llu entries", (unsigned long long)seed, differ, config.pattern,
+		       config.kind, config.vcpus, config.ring, config.dirtied / MIB,
+		       config.device ? ", device" : "", config.balloon ? ", balloon" : "",
+		       config.smm ? ", SMM" : "",
+		       options.compare_only ? ", no ring" : options.hash ? ", hashes" : "",
+		       report.passes, (unsigned long long)report.stats.harvested);
+		ASSERT_EQ(0, differ);
+		EXPECT_LT(0, report.work);
+		EXPECT_LT(1, report.passes);
+		if (!options.compare_only)
+			EXPECT_LT(0, report.stats.harvested);
+	}
+}
+
+/* Let a new machine run with a session that owns its rings.  @flags of TRACK.  0 or an error. */
+static int run_followed(struct machine *m, int session, uint32_t flags)
+{
+	int err = kvmsnap_bind_vm(session, m->vm);
+
+	if (!err)
+		err = kvmsnap_add_region(session, (uintptr_t)m->ram, RAM, 0, 0);
+	if (!err)
+		err = machine_logging(m, true);
+	if (!err)
+		err = kvmsnap_track(session, KVMSNAP_TRACK_OWNER, flags);
+	atomic_store(&m->session, session);
+	machine_resume(m);
+	return err;
+}
+
+/* A running machine that is tracked, and written to a target; by hand from there on. */
+FIXTURE(live) {
+	struct machine m;
+	int session, target;
+};
+
+FIXTURE_SETUP(live)
+{
+	self->target = target_create(RAM);
+	ASSERT_EQ(0, machine_create(&self->m, &small));
+	self->session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
+	ASSERT_EQ(0, run_followed(&self->m, self->session, 0));
+}
+
+FIXTURE_TEARDOWN(live)
+{
+	machine_logging(&self->m, false);
+	machine_destroy(&self->m);
+	close(self->session);
+	close(self->target);
+}
+
+/* A pass over what is dirty: 0, its error, or the negative errno of the call. */
+static int pass_dirty(int session, uint32_t flags)
+{
+	struct kvmsnap_wait wait;
+	int err = kvmsnap_queue_dirty(session, flags, NULL);
+
+	if (!err)
+		err = kvmsnap_wait(session, 60 * SECOND, &wait);
+	return err ? err : wait.error;
+}
+
+/* Stop the machine and write the rest: how many pages differ then, -1 for an error. */
+static long finish(struct machine *m, int session, int target)
+{
+	machine_pause(m);
+	if (kvmsnap_harvest(session, NULL) || pass_dirty(session, KVMSNAP_QUEUE_STOPPED))
+		return -1;
+	return machine_differs(m, target);
+}
+
+static uint64_t all_dirty(int session)
+{
+	struct kvmsnap_stats stats;
+
+	return kvmsnap_stats(session, &stats) ? 0 : stats.all_dirty;
+}
+
+/* What is ABI about the calls. */
+TEST_F(live, contract)
+{
+	struct kvmsnap_hva_range range = { UINT64_MAX - 4096, 8192 };
+	struct kvmsnap_harvest harvest;
+	struct kvmsnap_stats stats;
+	int other;
+
+	EXPECT_EQ(-EALREADY, kvmsnap_track(self->session, KVMSNAP_TRACK_OWNER, 0));
+	EXPECT_EQ(-EINVAL, kvmsnap_mark_dirty_ranges(self->session, &range, 1));
+	EXPECT_EQ(-EINVAL, kvmsnap_mark_dirty_ranges(self->session, &range, 0));
+	EXPECT_EQ(-EFAULT, kvmsnap_mark_dirty_ranges(self->session, NULL, 1));
+	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(self->session, KVMSNAP_QUEUE_COMPARE, NULL));
+	EXPECT_EQ(0, kvmsnap_harvest(self->session, &harvest));
+	EXPECT_LT(0, harvest.pages_dirty);
+
+	other = kvmsnap_open(NULL);
+	EXPECT_EQ(-ENODEV, kvmsnap_track(other, KVMSNAP_TRACK_OWNER, 0));
+	EXPECT_EQ(-ENODATA, kvmsnap_harvest(other, NULL));
+	EXPECT_EQ(-ENODATA, kvmsnap_mark_dirty(other, 0, 4096));
+	ASSERT_EQ(0, kvmsnap_bind_vm(other, self->m.vm));
+	EXPECT_EQ(-EBUSY, kvmsnap_track(other, KVMSNAP_TRACK_OWNER, 0));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(other, 0, 0));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(other, 3, 0));
+	EXPECT_EQ(-EINVAL, kvmsnap_track(other, KVMSNAP_TRACK_COMPARE, 0));
+	EXPECT_EQ(0, kvmsnap_track(other, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH));
+	EXPECT_EQ(-ENODATA, kvmsnap_harvest(other, NULL));
+	close(other);
+
+	/* The dirty set counts what it holds. */
+	machine_pause(&self->m);
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, kvmsnap_harvest(self->session, NULL));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	kvmsnap_stats(self->session, &stats);
+	EXPECT_EQ(0, stats.pages_dirty);
+	EXPECT_EQ(0, kvmsnap_mark_dirty(self->session, (uintptr_t)self->m.ram + 4095, 2));
+	EXPECT_EQ(0, kvmsnap_mark_dirty(self->session, (uintptr_t)self->m.ram, 1));
+	EXPECT_EQ(0, kvmsnap_mark_dirty(self->session, (uintptr_t)self->m.ram + RAM, 4096));
+	EXPECT_EQ(0, kvmsnap_mark_dirty(self->session, (uintptr_t)self->m.ram + RAM - 1, 1));
+	kvmsnap_stats(self->session, &stats);
+	EXPECT_EQ(3, stats.pages_dirty);
+}
+
+/* Logging that is off, or never was possible, is an error and not a snapshot. */
+TEST_F(live, unlogged_memory_is_refused)
+{
+	int session, vm;
+
+	EXPECT_EQ(0, machine_logging(&self->m, false));
+	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(self->session, 0, NULL));
+	/* Off and on again: everything is dirty. */
+	EXPECT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+	EXPECT_LT(1, all_dirty(self->session));
+
+	/* Off at the start; and the rings of a closed session are free. */
+	close(self->session);
+	EXPECT_EQ(0, machine_logging(&self->m, false));
+	self->session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, kvmsnap_bind_vm(self->session, self->m.vm));
+	ASSERT_EQ(0, kvmsnap_add_region(self->session, (uintptr_t)self->m.ram, RAM, 0, 0));
+	EXPECT_EQ(-ENODATA, kvmsnap_track(self->session, KVMSNAP_TRACK_OWNER, 0));
+	EXPECT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OWNER, 0));
+
+	/* A VM without a ring. */
+	vm = vm_create(self->m.ram, RAM);
+	session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, vm));
+	ASSERT_EQ(0, kvmsnap_set_target(session, self->target));
+	ASSERT_LE(0, kvmsnap_add_region(session, (uintptr_t)self->m.ram, RAM, 0, 0));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(session, KVMSNAP_TRACK_OWNER, KVMSNAP_TRACK_HASH));
+	/* Nothing of the attempt stays: a stopped save is one. */
+	EXPECT_EQ(0, save_all(session));
+	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(session, 0, NULL));
+	close(session);
+	close(vm);
+}
+
+/* Logging that leaves pages unprotected at first would lose their writes. */
+TEST_F(live, initially_set_is_refused)
+{
+	struct kvm_enable_cap cap = {
+		.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args[0] = 3,
+	};
+
+	if (ioctl(self->m.vm, KVM_ENABLE_CAP, &cap) < 0)
+		SKIP(return, "KVM doesn't have KVM_DIRTY_LOG_INITIALLY_SET with a ring");
+	close(self->session);
+	self->session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, kvmsnap_bind_vm(self->session, self->m.vm));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(self->session, KVMSNAP_TRACK_OWNER, 0));
+}
+
+/* A memslot goes and comes back while pages are written. */
+TEST_F(live, memslots_change)
+{
+	struct kvmsnap_wait wait;
+	int i;
+
+	for (i = 0; i < 5; i++) {
+		ASSERT_EQ(0, kvmsnap_queue_dirty(self->session, 0, NULL));
+		machine_pause(&self->m);
+		/* Another order: the slots' numbers stand for other memory afterwards. */
+		ASSERT_EQ(0, machine_swap_slots(&self->m));
+		machine_resume(&self->m);
+		usleep(20000);
+		ASSERT_EQ(0, kvmsnap_wait(self->session, -1, &wait));
+		ASSERT_EQ(0, wait.error);
+	}
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+	EXPECT_LT(1, all_dirty(self->session));
+}
+
+/* Somebody else resets the rings: what they said is lost, and so is the tracking. */
+TEST_F(live, foreign_harvest)
+{
+	volatile struct kvm_dirty_gfn *ring = mmap(NULL, 4096 * 16, PROT_READ | PROT_WRITE, MAP_SHARED,
+						   self->m.vcpus[0].fd, KVM_DIRTY_LOG_PAGE_OFFSET * PAGE);
+	double end = seconds() + 20;
+	unsigned int i, n = 0;
+
+	ASSERT_NE(MAP_FAILED, (void *)ring);
+	ASSERT_EQ(0, pass_dirty(self->session, 0));
+	/* The harvester is slow, so that one of ours comes whole between two of its own. */
+	ASSERT_EQ(0, run("echo 1000 >" HARVEST_MS));
+	ASSERT_EQ(0, kvmsnap_harvest(self->session, NULL));
+	while (!n && seconds() < end) {
+		for (i = 0; i < 4096; i++)
+			if (ring[i].flags == KVM_DIRTY_GFN_F_DIRTY) {
+				ring[i].flags = KVM_DIRTY_GFN_F_RESET;
+				n++;
+			}
+	}
+	EXPECT_LT(0, ioctl(self->m.vm, KVM_RESET_DIRTY_RINGS, 0));
+	EXPECT_EQ(-ESTALE, kvmsnap_harvest(self->session, NULL));
+	EXPECT_EQ(-ESTALE, kvmsnap_queue_dirty(self->session, 0, NULL));
+	EXPECT_EQ(0, run("echo 4 >" HARVEST_MS));
+	munmap((void *)ring, 4096 * 16);
+}
+
+/*
+ * The ring's memory is the VMM's to write: nonsense in it harms nobody else.  Its flags are
+ * left alone: KVM itself warns of a full ring when they lie (kvm_dirty_ring_push()).
+ */
+TEST_F(live, scribbled_ring)
+{
+	volatile struct kvm_dirty_gfn *ring = mmap(NULL, 4096 * 16, PROT_READ | PROT_WRITE, MAP_SHARED,
+						   self->m.vcpus[1].fd, KVM_DIRTY_LOG_PAGE_OFFSET * PAGE);
+	double end = seconds() + 2;
+	uint64_t x = 1;
+	int passes = 0;
+
+	ASSERT_NE(MAP_FAILED, (void *)ring);
+	while (seconds() < end) {
+		unsigned int i;
+
+		for (i = 0; i < 4096; i++) {
+			x = x * 6364136223846793005 + 1442695040888963407;
+			ring[x >> 52].slot = (uint32_t)(x >> 20);
+			ring[x >> 52].offset = x;
+		}
+		EXPECT_EQ(0, pass_dirty(self->session, 0));
+		passes++;
+	}
+	EXPECT_LT(0, passes);
+	munmap((void *)ring, 4096 * 16);
+}
+
+/* Cancelled, with the file thrown away: the next target gets everything. */
+TEST_F(live, cancelled_then_another_target)
+{
+	int target = target_create(RAM);
+	struct kvmsnap_wait wait;
+
+	ASSERT_EQ(0, kvmsnap_queue_dirty(self->session, 0, NULL));
+	ASSERT_EQ(0, kvmsnap_cancel(self->session));
+	ASSERT_EQ(0, kvmsnap_wait(self->session, -1, &wait));
+	EXPECT_TRUE(!wait.error || wait.error == ECANCELED);
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, target));
+	ASSERT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, finish(&self->m, self->session, target));
+	close(target);
+}
+
+/* A target that fails in the middle: the pages are dirty again, the machine runs. */
+TEST_F(live, target_fails)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	uint64_t work = machine_work(&self->m);
+	struct kvmsnap_stats stats;
+	int target;
+
+	if (!dm)
+		SKIP(return, "KVMSNAP_DM names no device");
+	ASSERT_EQ(0, dm_load(dm, "0 8 linear $dev 0\\n8 $((size - 8)) error\\n"));
+	target = dm_open(dm);
+	ASSERT_LE(0, target);
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, target));
+	EXPECT_EQ(EIO, pass_dirty(self->session, 0));
+	kvmsnap_stats(self->session, &stats);
+	/* Zero pages were dealt with; all that has content is still to be written. */
+	EXPECT_LE(RAM / PAGE / 4, stats.pages_dirty);
+	close(target);
+	ASSERT_EQ(0, dm_load(dm, DM_LINEAR));
+	EXPECT_LT(work, machine_work(&self->m));
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+}
+
+/*
+ * A target where each write takes 100 ms, with the VM's memory in it but for what was
+ * written since.  -1 when there is no device.
+ */
+static int slow_target(int session)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	int target;
+
+	if (!dm || run("modprobe -q dm-delay") ||
+	    dm_load(dm, "0 $size delay $dev 0 0 $dev 0 100\\n"))
+		return -1;
+	target = dm_open(dm);
+	if (target < 0 || run("blkdiscard -z -l %lu /dev/mapper/%s", RAM, dm) ||
+	    kvmsnap_set_target(session, target) || pass_dirty(session, 0))
+		return -1;
+	return target;
+}
+
+FIXTURE(staged) {
+	struct machine m;
+	int session, target;
+	char *ram;		/* at the stop */
+};
+
+FIXTURE_VARIANT(staged) {
+	uint64_t bytes;
+	bool compare;
+};
+
+FIXTURE_SETUP(staged)
+{
+	struct machine_config config = small;
+
+	if (!getenv("KVMSNAP_DM"))
+		SKIP(return, "KVMSNAP_DM names no device");
+	/* Many short runs: more of them than can be in flight. */
+	config.pattern = PATTERN_SAME;
+	config.device = true;
+	self->ram = malloc(RAM);
+	ASSERT_EQ(0, machine_create(&self->m, &config));
+	self->session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, run_followed(&self->m, self->session, variant->compare ? KVMSNAP_TRACK_HASH : 0));
+	ASSERT_EQ(0, kvmsnap_set_stage(self->session, variant->bytes));
+	self->target = slow_target(self->session);
+	ASSERT_LE(0, self->target);
+}
+
+FIXTURE_TEARDOWN(staged)
+{
+	machine_logging(&self->m, false);
+	machine_destroy(&self->m);
+	close(self->session);
+	close(self->target);
+	free(self->ram);
+	EXPECT_EQ(0, dm_load(getenv("KVMSNAP_DM"), DM_LINEAR));
+}
+
+FIXTURE_VARIANT_ADD(staged, all) { .bytes = RAM };
+FIXTURE_VARIANT_ADD(staged, compared) { .bytes = RAM, .compare = true };
+FIXTURE_VARIANT_ADD(staged, too_small) { .bytes = 100 * PAGE };
+FIXTURE_VARIANT_ADD(staged, none) { .bytes = 0 };
+
+/* Stop, keep what memory is, and start to stage it.  Seconds the guest has to wait. */
+static double stage(struct machine *m, int session, char *ram, bool compare)
+{
+	struct kvmsnap_wait wait;
+	double began;
+
+	machine_pause(m);
+	memcpy(ram, m->ram, RAM);
+	began = seconds();
+	if (kvmsnap_harvest(session, NULL) ||
+	    kvmsnap_queue_dirty(session, KVMSNAP_QUEUE_STAGE |
+				(compare ? KVMSNAP_QUEUE_COMPARE : 0), NULL) ||
+	    kvmsnap_wait_staged(session, 60 * SECOND, &wait) || wait.error)
+		return 1e6;
+	return seconds() - began;
+}
+
+/* The guest runs on, and rewrites its memory, while the target gets what was. */
+TEST_F(staged, is_what_memory_was)
+{
+	uint64_t dirty = variant->bytes / PAGE, work;
+	struct kvmsnap_stats stats;
+	struct kvmsnap_wait wait;
+	double staged, written;
+	char *file = malloc(RAM);
+	int i;
+
+	/* Twice: a stage is used again, and what is written meanwhile is not lost. */
+	for (i = 0; i < 2; i++) {
+		usleep(200000);
+		staged = stage(&self->m, self->session, self->ram, variant->compare);
+		written = seconds();
+		kvmsnap_stats(self->session, &stats);
+		work = machine_work(&self->m);
+		machine_resume(&self->m);
+		if (variant->bytes == RAM) {
+			EXPECT_EQ(KVMSNAP_STATE_RUNNING, stats.state);
+			EXPECT_EQ(-EBUSY, kvmsnap_set_stage(self->session, 0));
+			EXPECT_LT(100, stats.pages_staged);
+		} else {
+			EXPECT_EQ(dirty, stats.pages_staged);
+		}
+		ASSERT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+		EXPECT_EQ(0, wait.error);
+		written = seconds() - written;
+		kvmsnap_stats(self->session, &stats);
+		TH_LOG("%llu pages, %llu of them staged: the guest waits %.0f ms, the target takes %.0f ms more",
+		       (unsigned long long)stats.pages_written, (unsigned long long)stats.pages_staged,
+		       staged * 1e3, written * 1e3);
+		EXPECT_LT(100, stats.pages_written);
+		if (variant->bytes == RAM)
+			EXPECT_LT(staged, written);
+		EXPECT_LT(work, machine_work(&self->m));
+		ASSERT_EQ((ssize_t)RAM, pread(self->target, file, RAM, 0));
+		EXPECT_EQ(0, memcmp(file, self->ram, RAM));
+	}
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+	free(file);
+}
+
+/* Cancelled with all of it on the stage: that is dirty again, and the guest has run on. */
+TEST_F(staged, cancelled)
+{
+	struct kvmsnap_stats stats;
+	struct kvmsnap_wait wait;
+
+	EXPECT_GT(30, stage(&self->m, self->session, self->ram, variant->compare));
+	ASSERT_EQ(0, kvmsnap_cancel(self->session));
+	ASSERT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+	EXPECT_TRUE(!wait.error || wait.error == ECANCELED);
+	if (variant->bytes == RAM) {
+		kvmsnap_stats(self->session, &stats);
+		EXPECT_EQ(ECANCELED, wait.error);
+		EXPECT_LT(100, stats.pages_dirty);
+	}
+	EXPECT_EQ(0, kvmsnap_set_stage(self->session, 0));
+	machine_resume(&self->m);
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
+	ASSERT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+}
+
+/* The VMM ends while its memory is written from the stage: the snapshot is whole. */
+TEST(staged_vmm_ends)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	int session, status, target;
+	struct kvmsnap_wait wait;
+	char *ram, *file;
+	pid_t pid;
+
+	if (!dm)
+		SKIP(return, "KVMSNAP_DM names no device");
+	ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	file = malloc(RAM);
+	session = kvmsnap_open(NULL);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (pid == 0) {
+		struct machine_config config = small;
+		struct machine m;
+
+		config.device = true;
+		if (machine_create(&m, &config) || run_followed(&m, session, 0) ||
+		    kvmsnap_set_stage(session, RAM))
+			_exit(1);
+		if (slow_target(session) < 0)
+			_exit(2);
+		usleep(200000);
+		if (stage(&m, session, ram, false) > 1e5)
+			_exit(3);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_EQ(0, status);
+	ASSERT_EQ(0, kvmsnap_wait(session, 60 * SECOND, &wait));
+	EXPECT_EQ(0, wait.error);
+	EXPECT_EQ(KVMSNAP_STATE_DEAD, wait.state);
+	target = dm_open(dm);
+	ASSERT_LE(0, target);
+	ASSERT_EQ((ssize_t)RAM, pread(target, file, RAM, 0));
+	EXPECT_EQ(0, memcmp(file, ram, RAM));
+	close(target);
+	close(session);
+	free(file);
+	munmap(ram, RAM);
+	EXPECT_EQ(0, dm_load(dm, DM_LINEAR));
+}
+
+/* Killed at any moment of a live save, a VMM takes everything with it. */
+TEST(killed_vmm_leaves_nothing)
+{
+	int i, status;
+
+	for (i = 0; i < 15; i++) {
+		pid_t pid = fork();
+
+		ASSERT_LE(0, pid);
+		if (pid == 0) {
+			struct live_options options = { .max_passes = 100000, .max_downtime = -1 };
+			struct live_report report;
+			struct machine m;
+
+			if (machine_create(&m, &small))
+				_exit(1);
+			machine_resume(&m);
+			live_save(&m, target_create(RAM), &options, true, &report);
+			_exit(0);
+		}
+		usleep(100000 + (useconds_t)i * 40000);
+		kill(pid, SIGKILL);
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_TRUE(WIFSIGNALED(status));
+	}
+	for (i = 0; i < 500 && module_references(); i++)
+		usleep(10000);
+	EXPECT_EQ(0, module_references());
+}
+
+/* Sessions are closed while they are harvested and written: nobody waits, nothing is missed. */
+TEST_F(live, closed_while_running)
+{
+	long open = module_references();
+	int i;
+
+	for (i = 0; i < 20; i++) {
+		ASSERT_EQ(0, kvmsnap_queue_dirty(self->session, 0, NULL));
+		usleep((useconds_t)i * 500);
+		close(self->session);
+		/* The next owner waits for the last harvest of the one before. */
+		self->session = kvmsnap_open(NULL);
+		ASSERT_EQ(0, kvmsnap_bind_vm(self->session, self->m.vm));
+		ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
+		ASSERT_EQ(0, kvmsnap_add_region(self->session, (uintptr_t)self->m.ram, RAM, 0, 0));
+		ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OWNER, 0));
+		atomic_store(&self->m.session, self->session);
+	}
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+	for (i = 0; i < 500 && module_references() > open; i++)
+		usleep(10000);
+	EXPECT_EQ(open, module_references());
+}
+
+/* Another process's rings are not ours to reset. */
+TEST(not_another_process)
+{
+	int session = kvmsnap_open(NULL), status;
+	struct machine m;
+	pid_t pid;
+
+	ASSERT_EQ(0, machine_create(&m, &small));
+	ASSERT_EQ(0, machine_logging(&m, true));
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, m.vm));
+	pid = fork();
+	if (pid == 0)
+		_exit(kvmsnap_track(session, KVMSNAP_TRACK_OWNER, 0) == -EPERM ? 0 : 1);
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, WEXITSTATUS(status));
+	close(session);
+	machine_destroy(&m);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "live.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kvmsnap.h"
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static int fail(const char *what, int err)
+{
+	fprintf(stderr, "vmm: %s: %s\n", what, strerror(-err));
+	return err;
+}
+
+static int waited(int err, const struct kvmsnap_wait *wait)
+{
+	return err || wait->error ? fail("writing RAM", err ? err : -wait->error) : 0;
+}
+
+/* The end of a pass. */
+static int finish(int session, struct live_report *report)
+{
+	struct kvmsnap_wait wait;
+	int err = waited(kvmsnap_wait(session, -1, &wait), &wait);
+
+	if (err)
+		return err;
+	kvmsnap_stats(session, &report->stats);
+	report->bytes += report->stats.bytes_written;
+	return 0;
+}
+
+/* Write what is dirty.  The seconds it took go to *took. */
+static int pass(int session, uint32_t flags, struct live_report *report, double *took)
+{
+	double began = now();
+	int err;
+
+	err = kvmsnap_queue_dirty(session, flags, NULL);
+	if (err)
+		return fail("starting a pass", err);
+	err = finish(session, report);
+	*took = now() - began;
+	return err;
+}
+
+/* The last pass: with a stage, only until the machine may run again. */
+static int last_pass(int session, bool compare, bool stage)
+{
+	struct kvmsnap_wait wait;
+	int err;
+
+	err = kvmsnap_queue_dirty(session, (stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED) |
+				  (compare ? KVMSNAP_QUEUE_COMPARE : 0), NULL);
+	if (err)
+		return fail("starting a pass", err);
+	return waited(kvmsnap_wait_staged(session, -1, &wait), &wait);
+}
+
+int live_save(struct machine *m, int fd, const struct live_options *options, bool stay_paused,
+	      struct live_report *report)
+{
+	double began = now(), took, rate, stopped, at;
+	uint64_t work = machine_work(m);
+	uint32_t mode = options->compare_only ? KVMSNAP_TRACK_COMPARE : KVMSNAP_TRACK_OWNER;
+	bool hash = options->hash || options->compare_only;
+	int session, err;
+
+	memset(report, 0, sizeof(*report));
+	session = kvmsnap_open(NULL);
+	if (session < 0)
+		return fail("/dev/kvmsnap", session);
+	err = kvmsnap_bind_vm(session, m->vm);
+	if (!err)
+		err = kvmsnap_set_target(session, fd);
+	if (!err)
+		err = kvmsnap_add_region(session, (uintptr_t)m->ram, m->config.ram, 0, 0);
+	if (err >= 0)
+		err = kvmsnap_set_stage(session, options->stage);
+	if (err < 0) {
+		fail("setting up", err);
+		goto out;
+	}
+
+	/* 1. vCPUs' writes go to the rings, and the module empties these. */
+	err = options->compare_only ? 0 : machine_logging(m, true);
+	if (!err)
+		err = kvmsnap_track(session, mode, hash ? KVMSNAP_TRACK_HASH : 0);
+	if (err) {
+		fail("tracking", err);
+		goto out;
+	}
+	/* 2. The device tells of its own; what it wrote before is dirty anyway. */
+	if (!options->compare_only)
+		atomic_store(&m->session, session);
+
+	/* 3. While the machine runs: until what is left can be written in the pause. */
+	do {
+		err = pass(session, options->compare_only && report->passes ?
+			   KVMSNAP_QUEUE_COMPARE : 0, report, &took);
+		if (err)
+			goto out;
+		report->passes++;
+		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
+		kvmsnap_stats(session, &report->stats);
+	} while (report->passes < options->max_passes &&
+		 (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime);
+
+	/* 4. Nothing may write any more.  Here a VMM saves the state of its devices. */
+	stopped = now();
+	machine_pause(m);
+	report->stop = now() - stopped;
+	report->work = machine_work(m) - work;
+
+	/* 5. What the vCPUs wrote last, after the last ioctl on any of them. */
+	at = now();
+	err = options->compare_only ? 0 : kvmsnap_harvest(session, NULL);
+	if (err) {
+		fail("harvesting", err);
+		goto out;
+	}
+	report->harvest = now() - at;
+
+	/* 6. After this the file equals memory; with a stage, it will. */
+	at = now();
+	err = last_pass(session, hash, options->stage);
+	if (err)
+		goto out;
+	report->write = now() - at;
+
+	at = now();
+	if (!stay_paused)
+		machine_resume(m);
+	report->resume = now() - at;
+	report->pause = now() - stopped;
+
+	/* 7. What the stage holds is written behind the running machine. */
+	err = finish(session, report);
+	if (err)
+		goto out;
+	report->last_pages = report->stats.pages_written;
+	report->total = now() - began;
+out:
+	/* 8. No logging, and room in the rings again, so that nobody waits for a harvest. */
+	if (!options->compare_only) {
+		machine_logging(m, false);
+		kvmsnap_harvest(session, NULL);
+	}
+	atomic_store(&m->session, -1);
+	close(session);
+	return err;
+}
