@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * kvmsnap save: a stopped save of a QEMU VM.
+ * kvmsnap save: a save of a QEMU VM, stopped or live.
  *
  * The order, and what each step's failure undoes:
  *   attach to QEMU, open session and target    nothing is changed yet
+ *   live: lay the file out, RAM -> file while the VM runs, until what is left is little
  *   stop the VM, if it runs                    resume
  *   device state -> memory (its pre_save handlers may still write RAM)
- *   lay the file out, give it its size
- *   RAM -> file, by the module; what no memslot maps, by us
+ *   lay the file out, or what is new of it, give it its size
+ *   RAM -> file, by the module; what no memslot maps, by us.  After live passes: what
+ *   differs from what the file holds, which all of RAM is compared for
  *   resume, unless told otherwise
  *   records, bitmaps, device state -> file; durable; its name
  * A failure removes the partial file and leaves the VM as it was found.  Should this
@@ -15,10 +17,7 @@
  */
 #include "cli.h"
 #include "guardian.h"
-#include "target.h"
-#include "../lib/kvmsnap.h"
-#include "../qemu/qemu.h"
-#include "../snapfile/snapfile.h"
+#include "ram.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -31,13 +30,19 @@
 
 static const char save_usage[] =
 	"usage: kvmsnap save --qmp SOCKET (--output FILE | --fd N) [OPTION]...\n"
-	"Save a QEMU VM.  It is stopped while its memory is written, and then resumed if it was\n"
-	"running.  Stock QEMU restores the file with -global migration.mapped-ram=on\n"
-	"-incoming file:FILE.\n"
+	"Save a QEMU VM.  It is stopped while its memory is written (with --live, while the last\n"
+	"of it is), and then resumed if it was running.  Stock QEMU restores the file with\n"
+	"-global migration.mapped-ram=on -incoming file:FILE.\n"
 	"  --qmp SOCKET      QEMU's QMP socket (-qmp unix:SOCKET,server=on,wait=off)\n"
 	"  --output FILE     new file, or a block device\n"
 	"  --fd N            write to the descriptor N, which was opened for it\n"
 	"  --force           replace FILE, once the new one is whole\n"
+	"  --live            write memory while the VM runs, and then what has changed\n"
+	"  --max-downtime T  live: pause to aim at, as in 300ms or 1.5s (300ms)\n"
+	"  --allow-downtime T  live: the longest pause to put up with (--max-downtime)\n"
+	"  --max-passes N    live: passes with the VM running (10)\n"
+	"  --stage SIZE      live: kernel memory for the last pages, as in 256M: the VM runs again\n"
+	"                    when they are copied, and they are written behind it\n"
 	"  --stay-stopped    don't resume the VM\n"
 	"  --sync none|data|full   how durable the file is when the command ends (full)\n"
 	"  --pid PID         QEMU's process, when its socket was made by another\n"
@@ -49,13 +54,16 @@ struct options {
 	const char *qmp, *output, *device;
 	int fd;
 	pid_t pid;
-	bool force, stay_stopped, json, quiet;
+	bool force, live, stay_stopped, json, quiet;
+	double max_downtime, allow_downtime;	/* seconds; 0 for the default */
+	long max_passes;
+	uint64_t stage;			/* bytes */
 	enum sync sync;
 };
 
 /* Where the time went, in seconds. */
 struct phases {
-	double stop, devices, ram, resume, commit, paused, total;
+	double live, stop, devices, ram, resume, stage, commit, paused, total;
 };
 
 struct save {
@@ -64,10 +72,13 @@ struct save {
 	struct target target;
 	struct guardian guardian;
 	struct snapfile snap;
-	struct kvmsnap_stats stats;
+	struct ram ram;
 	struct phases phases;
-	uint64_t own_bytes;		/* written by us, not by the module */
-	int session, vm_fd, devices;
+	long passes;			/* live ones */
+	uint64_t last_bytes;		/* written with the VM stopped */
+	double first_seconds;		/* the first live pass took */
+	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
+	int devices;
 	bool stopped_by_us;
 	double stopped_at;
 };
@@ -99,171 +110,6 @@ static void catch_signals(void)
 	signal(SIGTTOU, SIG_IGN);
 }
 
-/* Blocks that QEMU fills before it loads a stream, or that are small: written whole. */
-static bool is_small_block(const struct qemu_block *block)
-{
-	return block->used <= 16 << 20 || strstr(block->name, "/rom@") ||
-	       strstr(block->name, "vram") || strstr(block->name, "pflash") ||
-	       strstr(block->name, ".rom") || strstr(block->name, ".bios");
-}
-
-static int open_session(struct save *save, struct error *err)
-{
-	int ret;
-
-	save->session = kvmsnap_open(save->opt->device);
-	if (save->session < 0)
-		return error_set(err, -save->session, "%s: %s%s",
-				 save->opt->device ? save->opt->device : "/dev/kvmsnap",
-				 strerror(-save->session),
-				 save->session == -ENOENT ? "; load the module: modprobe kvmsnap" :
-				 save->session == -EACCES ? "; run as root" : "");
-	save->vm_fd = qemu_vm_fd(&save->qemu, err);
-	if (save->vm_fd < 0)
-		return save->vm_fd;
-	ret = kvmsnap_bind_vm(save->session, save->vm_fd);
-	if (ret)
-		return error_set(err, -ret, "binding QEMU's VM: %s%s", strerror(-ret),
-				 ret == -EPERM ? "; it needs CAP_SYS_PTRACE: run as root" : "");
-	ret = kvmsnap_set_target(save->session, save->target.fd);
-	if (ret)
-		return error_set(err, -ret, "%s: %s", save->target.path ? save->target.path : "the target",
-				 ret == -EOPNOTSUPP ?
-				 "no direct I/O to a disk there (tmpfs?); choose a file on a disk's file system or a block device" :
-				 strerror(-ret));
-	return 0;
-}
-
-/* A block that the VM's memslots don't map: through our own memory. */
-static int copy_block(struct save *save, size_t i, struct error *err)
-{
-	const struct qemu_block *from = &save->qemu.blocks[i];
-	struct snap_block *to = &save->snap.blocks[i];
-	uint64_t done = 0;
-	size_t len;
-	char *buf = malloc(SNAP_ALIGN);
-	int ret = buf ? 0 : error_set(err, ENOMEM, "out of memory");
-
-	while (!ret && done < to->length) {
-		len = to->length - done < SNAP_ALIGN ? (size_t)(to->length - done) : SNAP_ALIGN;
-		ret = qemu_read_memory(&save->qemu, from->hva + done, buf, len, err);
-		if (ret)
-			break;
-		ret = snap_pwrite(save->target.fd, buf, len, to->pages_offset + done);
-		if (ret)
-			error_set(err, -ret, "writing RAM block %s: %s", to->name, strerror(-ret));
-		done += len;
-	}
-	if (!ret) {
-		for (done = 0; done < to->length / SNAP_PAGE; done++)
-			to->bitmap[done / 8] |= (uint8_t)(1 << done % 8);
-		save->own_bytes += to->length;
-	}
-	free(buf);
-	return ret;
-}
-
-static const char *advice(int error)
-{
-	switch (error) {
-	case ENOSPC:
-	case EDQUOT:
-		return "; free some space or choose another place";
-	case EIO:
-		return "; see the kernel log for the disk's errors";
-	case ESRCH:
-		return " (QEMU's process ended)";
-	case EFAULT:
-		return ": guest memory can't be read";
-	case EBUSY:
-		return ": guest memory is served by userfaultfd (postcopy?); wait for its end";
-	case EDEADLK:
-		return ": the guest's memory is mapped from this very file; choose another";
-	default:
-		return "";
-	}
-}
-
-/*
- * Wait for the pass, with progress.  A signal cancels it, and its end is not waited for: what
- * is in flight goes to a file that is removed, and must not hold the guest.
- */
-static int wait_pass(struct save *save, struct error *err)
-{
-	struct kvmsnap_wait wait;
-	double began = now();
-	int ret;
-
-	for (;;) {
-		ret = kvmsnap_wait(save->session, 100 * 1000000LL, &wait);
-		if (interrupted) {
-			kvmsnap_cancel(save->session);
-			return error_set(err, EINTR, "interrupted");
-		}
-		if (ret != -ETIME && ret != -EINTR)
-			break;
-		if (kvmsnap_stats(save->session, &save->stats) == 0)
-			progress_show("saving", save->stats.pages_done, save->stats.pages_total,
-				      save->stats.bytes_written, began);
-	}
-	progress_clear();
-	if (!ret)
-		ret = kvmsnap_stats(save->session, &save->stats);
-	if (ret)
-		return error_set(err, -ret, "waiting for the module: %s", strerror(-ret));
-	if (wait.error && wait.error_offset != UINT64_MAX)
-		return error_set(err, wait.error, "writing RAM at offset %llu of the file: %s%s",
-				 (unsigned long long)wait.error_offset, strerror(wait.error),
-				 advice(wait.error));
-	if (wait.error)
-		return error_set(err, wait.error, "saving RAM: %s%s", strerror(wait.error),
-				 advice(wait.error));
-	return 0;
-}
-
-static int save_ram(struct save *save, struct error *err)
-{
-	size_t i, nr = save->qemu.nr_blocks, in_module = 0;
-	int *region = calloc(nr, sizeof(*region));
-	int ret = region ? 0 : error_set(err, ENOMEM, "out of memory");
-
-	for (i = 0; i < nr && !ret; i++) {
-		const struct qemu_block *block = &save->qemu.blocks[i];
-
-		region[i] = kvmsnap_add_region(save->session, block->hva, block->used,
-					       save->snap.blocks[i].pages_offset,
-					       is_small_block(block) ? KVMSNAP_REGION_WHOLE : 0);
-		if (region[i] >= 0)
-			in_module++;
-		else if (region[i] != -ENXIO)
-			ret = error_set(err, -region[i], "RAM block %s: %s", block->name,
-					region[i] == -ENOSPC ? "the VM has more blocks than the module takes" :
-					strerror(-region[i]));
-	}
-	if (!ret && in_module) {
-		ret = kvmsnap_queue_all(save->session, NULL);
-		if (ret)
-			error_set(err, -ret, "starting the save: %s%s", strerror(-ret), advice(-ret));
-	}
-	/* Ours, while the module is at work on its own. */
-	for (i = 0; i < nr && !ret; i++)
-		if (region[i] < 0)
-			ret = copy_block(save, i, err);
-	if (!ret && in_module)
-		ret = wait_pass(save, err);
-	for (i = 0; i < nr && !ret; i++) {
-		struct snap_block *block = &save->snap.blocks[i];
-
-		if (region[i] >= 0)
-			ret = kvmsnap_get_bitmap(save->session, (uint32_t)region[i], 0,
-						 block->length / SNAP_PAGE, block->bitmap);
-		if (ret)
-			error_set(err, -ret, "reading the module's bitmap: %s", strerror(-ret));
-	}
-	free(region);
-	return ret;
-}
-
 static int resume(struct save *save, struct error *err)
 {
 	double began = now();
@@ -281,11 +127,106 @@ static int resume(struct save *save, struct error *err)
 	return 0;
 }
 
+/*
+ * The last pass's seconds without the writing.  The first and the last had the same to look at,
+ * and what they took more or less is what they wrote more or less.
+ */
+static double look_seconds(const struct save *save)
+{
+	const struct ram *ram = &save->ram;
+	double last = (double)ram->stats.bytes_written, first = (double)ram->first.bytes_written;
+	double look = ram->seconds;
+
+	if (save->passes > 1 && first > last && save->first_seconds > ram->seconds)
+		look -= last * (save->first_seconds - ram->seconds) / (first - last);
+	return look > 0 ? look : 0;
+}
+
+/* How long the VM would stop for another pass: about as long as the last had to be waited for. */
+static double downtime(const struct save *save)
+{
+	bool fits = save->opt->stage && save->ram.stats.bytes_written <= save->opt->stage;
+
+	return fits ? look_seconds(save) : save->ram.seconds;
+}
+
+/* Another pass while the VM runs? */
+static bool another_pass(const struct save *save, double before)
+{
+	const struct ram *ram = &save->ram;
+
+	if (downtime(save) <= save->opt->max_downtime || save->passes >= save->opt->max_passes)
+		return false;
+	/* No use where passes don't get shorter any more: the guest writes as fast as we. */
+	return save->passes < 3 || ram->seconds < before * 0.9;
+}
+
+/* Write RAM while the VM runs, until the rest can be written in the pause. */
+static int live_passes(struct save *save, struct error *err)
+{
+	const struct options *opt = save->opt;
+	struct ram *ram = &save->ram;
+	bool stage_helps;
+	double before, wanted;
+	char what[32];
+	int ret;
+
+	ret = kvmsnap_track(ram->session, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH);
+	if (ret)
+		return error_set(err, -ret, "following the VM's memory: %s", strerror(-ret));
+	ret = opt->stage ? kvmsnap_set_stage(ram->session, opt->stage) : 0;
+	if (ret)
+		return error_set(err, -ret, "a stage of %s: %s; choose a smaller --stage",
+				 human_bytes((double)opt->stage), strerror(-ret));
+	ret = ram_add_blocks(ram, err);
+	if (ret)
+		return ret;
+	do {
+		before = ram->seconds;
+		snprintf(what, sizeof(what), "pass %ld", ++save->passes);
+		/* From the second on everything is compared with what the file holds. */
+		ret = ram_pass(ram, KVMSNAP_PASS_DIRTY,
+			       save->passes > 1 ? KVMSNAP_QUEUE_COMPARE : 0, what, err);
+		if (ret)
+			return ret;
+		if (save->passes == 1)
+			save->first_seconds = ram->seconds;
+		else if (ram->seconds > 0)
+			save->dirty_rate = (double)ram->stats.bytes_written / ram->seconds;
+	} while (another_pass(save, before));
+
+	wanted = downtime(save);
+	stage_helps = ram->stats.bytes_written > opt->stage &&
+		      look_seconds(save) <= opt->allow_downtime;
+	if (wanted > opt->allow_downtime)
+		return error_set(err, ETIME,
+				 "the guest would stop for about %.0f ms, and %.0f ms are allowed: it changes %s/s, and all of its memory is compared at the end; allow more with --allow-downtime %.0fms%s%s",
+				 wanted * 1e3, opt->allow_downtime * 1e3,
+				 human_bytes(save->dirty_rate), wanted * 1.2e3,
+				 stage_helps ? ", or keep the disk out of it with a --stage of more than " : "",
+				 stage_helps ? human_bytes((double)ram->stats.bytes_written) : "");
+	return 0;
+}
+
+/* All of RAM, or what has changed since the live passes, with the VM stopped. */
+static int write_rest(struct save *save, struct error *err)
+{
+	struct ram *ram = &save->ram;
+	int ret;
+
+	if (save->passes)
+		ret = ram_pass(ram, KVMSNAP_PASS_DIRTY, KVMSNAP_QUEUE_COMPARE |
+			       (save->opt->stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED),
+			       "the rest", err);
+	else
+		ret = ram_pass(ram, KVMSNAP_PASS_ALL, 0, "saving", err);
+	return ret ? ret : ram_copy_rest(ram, err);
+}
+
 /* Everything between attaching and letting go. */
 static int save_vm(struct save *save, struct error *err)
 {
 	double began;
-	size_t i;
 	int ret;
 
 	ret = guardian_start(&save->guardian, save->qemu.qmp.fd, save->target.partial, err);
@@ -293,6 +234,16 @@ static int save_vm(struct save *save, struct error *err)
 		return ret;
 	if (interrupted)
 		return error_set(err, EINTR, "interrupted");
+	snprintf(save->snap.machine, sizeof(save->snap.machine), "%s", save->qemu.machine);
+
+	/* A VM that is stopped has nothing to run for. */
+	began = now();
+	if (save->opt->live && qemu_is_running(&save->qemu)) {
+		ret = live_passes(save, err);
+		if (ret)
+			return ret;
+	}
+	save->phases.live = now() - began;
 
 	began = now();
 	if (qemu_is_running(&save->qemu)) {
@@ -315,17 +266,9 @@ static int save_vm(struct save *save, struct error *err)
 	save->phases.devices = now() - began;
 
 	began = now();
-	ret = qemu_list_blocks(&save->qemu, err);
-	snprintf(save->snap.machine, sizeof(save->snap.machine), "%s", save->qemu.machine);
-	for (i = 0; i < save->qemu.nr_blocks && !ret; i++)
-		ret = snap_add_block(&save->snap, save->qemu.blocks[i].name,
-				     save->qemu.blocks[i].used, err);
-	if (ret)
-		return ret;
-	snap_layout(&save->snap);
-	ret = target_size(&save->target, save->snap.devices_offset, err);
+	ret = ram_add_blocks(&save->ram, err);
 	if (!ret)
-		ret = save_ram(save, err);
+		ret = write_rest(save, err);
 	if (ret)
 		return ret;
 	save->phases.ram = now() - began;
@@ -339,6 +282,12 @@ static int save_vm(struct save *save, struct error *err)
 		if (ret)
 			return ret;
 	}
+	began = now();
+	ret = ram_finish(&save->ram, err);
+	if (ret)
+		return ret;
+	save->phases.stage = now() - began;
+	save->last_bytes = save->ram.stats.bytes_written;
 	began = now();
 	if (interrupted)
 		return error_set(err, EINTR, "interrupted");
@@ -359,27 +308,32 @@ static int save_vm(struct save *save, struct error *err)
 static void report(const struct save *save)
 {
 	const struct phases *p = &save->phases;
-	uint64_t bytes = save->stats.bytes_written + save->own_bytes, ram = 0;
-	double rate = p->ram > 0 ? (double)bytes / p->ram : 0;
+	uint64_t bytes = save->ram.bytes, ram = 0;
+	uint64_t staged = save->ram.stats.pages_staged * SNAP_PAGE;
+	double seconds = p->live + p->ram + p->stage, rate = seconds > 0 ? (double)bytes / seconds : 0;
 	json_t *json;
 	size_t i;
 
 	for (i = 0; i < save->snap.nr_blocks; i++)
 		ram += save->snap.blocks[i].length;
 	if (save->opt->json) {
-		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:{s:f, s:f, s:f, s:f, s:f}}",
+		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
 				 "file", save->opt->output,
 				 "machine", save->snap.machine,
 				 "file_bytes", (json_int_t)save->snap.size,
 				 "ram_bytes", (json_int_t)ram,
 				 "written_bytes", (json_int_t)bytes,
-				 "zero_bytes", (json_int_t)(save->stats.pages_zero * SNAP_PAGE),
-				 "untouched_bytes", (json_int_t)(save->stats.pages_untouched * SNAP_PAGE),
+				 "zero_bytes", (json_int_t)(save->ram.first.pages_zero * SNAP_PAGE),
+				 "untouched_bytes", (json_int_t)(save->ram.first.pages_untouched * SNAP_PAGE),
 				 "bytes_per_second", rate,
 				 "paused_seconds", p->paused,
 				 "seconds", p->total,
-				 "phases", "stop", p->stop, "devices", p->devices, "ram", p->ram,
-				 "resume", p->resume, "commit", p->commit);
+				 "live_passes", (json_int_t)save->passes,
+				 "changed_bytes_per_second", save->dirty_rate,
+				 "paused_written_bytes", (json_int_t)(save->last_bytes - staged),
+				 "staged_bytes", (json_int_t)staged,
+				 "phases", "live", p->live, "stop", p->stop, "devices", p->devices, "ram", p->ram,
+				 "resume", p->resume, "stage", p->stage, "commit", p->commit);
 		if (json) {
 			json_dumpf(json, stdout, JSON_INDENT(2));
 			putchar('\n');
@@ -391,7 +345,14 @@ static void report(const struct save *save)
 		return;
 	printf("saved %s: %s of %s RAM in %.2f s (%s/s), %.2f s in all\n",
 	       save->opt->output ? save->opt->output : "to the descriptor",
-	       human_bytes((double)bytes), human_bytes((double)ram), p->ram, human_bytes(rate), p->total);
+	       human_bytes((double)bytes), human_bytes((double)ram), seconds, human_bytes(rate), p->total);
+	if (save->passes)
+		printf("%ld pass%s while the guest ran, which changed %s/s; %s in the last, with it stopped\n",
+		       save->passes, save->passes == 1 ? "" : "es", human_bytes(save->dirty_rate),
+		       human_bytes((double)save->last_bytes));
+	if (staged)
+		printf("%s of that was staged, and written in %.1f ms%s\n", human_bytes((double)staged),
+		       p->stage * 1e3, save->opt->stay_stopped ? "" : " while the guest ran on");
 	if (p->paused > 0)
 		printf("guest stopped for %.1f ms: stop %.1f, devices %.1f, RAM %.1f, resume %.1f\n",
 		       p->paused * 1e3, p->stop * 1e3, p->devices * 1e3, p->ram * 1e3, p->resume * 1e3);
@@ -402,8 +363,11 @@ static void report(const struct save *save)
 static int run(const struct options *opt, struct error *err)
 {
 	struct save save = {
-		.opt = opt, .session = -1, .vm_fd = -1, .devices = -1, .guardian.fd = -1,
-		.qemu.qmp.fd = -1, .target.fd = -1,
+		.opt = opt, .devices = -1, .guardian.fd = -1, .qemu.qmp.fd = -1, .target.fd = -1,
+		.ram = {
+			.qemu = &save.qemu, .target = &save.target, .snap = &save.snap,
+			.interrupted = &interrupted, .session = -1, .vm_fd = -1,
+		},
 	};
 	double began = now();
 	struct error second;
@@ -413,7 +377,7 @@ static int run(const struct options *opt, struct error *err)
 	if (!ret)
 		ret = target_open(&save.target, opt->output, opt->fd, opt->force, err);
 	if (!ret)
-		ret = open_session(&save, err);
+		ret = ram_open(&save.ram, opt->device, err);
 	if (!ret)
 		ret = save_vm(&save, err);
 	save.phases.total = now() - began;
@@ -432,10 +396,7 @@ static int run(const struct options *opt, struct error *err)
 		report(&save);
 	target_close(&save.target);
 	guardian_end(&save.guardian);
-	if (save.session >= 0)
-		close(save.session);
-	if (save.vm_fd >= 0)
-		close(save.vm_fd);
+	ram_close(&save.ram);
 	if (save.devices >= 0)
 		close(save.devices);
 	snap_free(&save.snap);
@@ -443,14 +404,53 @@ static int run(const struct options *opt, struct error *err)
 	return ret;
 }
 
+/* "500us", "20ms", "1.5s" or "2", in seconds; negative when it is none. */
+static double parse_time(const char *text)
+{
+	char *end;
+	double value = strtod(text, &end);
+
+	if (end == text || !(value >= 0) || value > 1e6)
+		return -1;
+	if (!strcmp(end, "us"))
+		return value / 1e6;
+	if (!strcmp(end, "ms"))
+		return value / 1e3;
+	return !*end || !strcmp(end, "s") ? value : -1;
+}
+
+/* "500000", "64K", "256M", "1.5G": bytes; 0 when it is none. */
+static uint64_t parse_size(const char *text)
+{
+	static const char units[] = "KMGT";
+	char *end;
+	const char *unit;
+	double value = strtod(text, &end);
+
+	if (end == text || !(value >= 1))
+		return 0;
+	if (*end) {
+		unit = strchr(units, *end);
+		if (!unit || end[1])
+			return 0;
+		value *= (double)(1ULL << 10 * (unit - units + 1));
+	}
+	return value < 1e18 ? (uint64_t)value : 0;
+}
+
 int cmd_save(int argc, char **argv)
 {
-	enum { QMP = 256, OUTPUT, FD, FORCE, STAY, SYNC, PID, DEVICE, JSON, QUIET };
+	enum { QMP = 256, OUTPUT, FD, FORCE, LIVE, MAX_DOWNTIME, ALLOW_DOWNTIME, MAX_PASSES, STAGE, STAY, SYNC, PID, DEVICE, JSON, QUIET };
 	static const struct option longs[] = {
 		{ "qmp", required_argument, NULL, QMP },
 		{ "output", required_argument, NULL, OUTPUT },
 		{ "fd", required_argument, NULL, FD },
 		{ "force", no_argument, NULL, FORCE },
+		{ "live", no_argument, NULL, LIVE },
+		{ "max-downtime", required_argument, NULL, MAX_DOWNTIME },
+		{ "allow-downtime", required_argument, NULL, ALLOW_DOWNTIME },
+		{ "max-passes", required_argument, NULL, MAX_PASSES },
+		{ "stage", required_argument, NULL, STAGE },
 		{ "stay-stopped", no_argument, NULL, STAY },
 		{ "sync", required_argument, NULL, SYNC },
 		{ "pid", required_argument, NULL, PID },
@@ -480,6 +480,29 @@ int cmd_save(int argc, char **argv)
 			break;
 		case FORCE:
 			opt.force = true;
+			break;
+		case LIVE:
+			opt.live = true;
+			break;
+		case MAX_DOWNTIME:
+			opt.max_downtime = parse_time(optarg);
+			if (opt.max_downtime <= 0)
+				return usage_error(save_usage, "--max-downtime %s: not a time such as 300ms or 1.5s", optarg);
+			break;
+		case ALLOW_DOWNTIME:
+			opt.allow_downtime = parse_time(optarg);
+			if (opt.allow_downtime <= 0)
+				return usage_error(save_usage, "--allow-downtime %s: not a time such as 300ms or 1.5s", optarg);
+			break;
+		case MAX_PASSES:
+			opt.max_passes = strtol(optarg, &end, 10);
+			if (*end || opt.max_passes <= 0)
+				return usage_error(save_usage, "--max-passes %s: not a number of 1 or more", optarg);
+			break;
+		case STAGE:
+			opt.stage = parse_size(optarg);
+			if (!opt.stage)
+				return usage_error(save_usage, "--stage %s: not a size such as 64M or 1G", optarg);
 			break;
 		case STAY:
 			opt.stay_stopped = true;
@@ -522,6 +545,15 @@ int cmd_save(int argc, char **argv)
 		return usage_error(save_usage, "--qmp SOCKET is missing");
 	if (!opt.output == (opt.fd < 0))
 		return usage_error(save_usage, "one of --output FILE and --fd N is needed");
+
+	if (!opt.live && (opt.max_downtime || opt.allow_downtime || opt.max_passes || opt.stage))
+		return usage_error(save_usage, "--max-downtime, --allow-downtime, --max-passes and --stage go with --live");
+	if (!opt.max_downtime)
+		opt.max_downtime = opt.allow_downtime && opt.allow_downtime < 0.3 ? opt.allow_downtime : 0.3;
+	if (!opt.allow_downtime)
+		opt.allow_downtime = opt.max_downtime;
+	if (!opt.max_passes)
+		opt.max_passes = 10;
 
 	catch_signals();
 	ret = run(&opt, &err);

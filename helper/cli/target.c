@@ -109,9 +109,9 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 	return open_partial(target, err);
 }
 
-int target_size(struct target *target, uint64_t bytes, struct error *err)
+int target_size(struct target *target, uint64_t from, uint64_t bytes, struct error *err)
 {
-	uint64_t range[2] = { 0, bytes }, have;
+	uint64_t range[2], have;
 
 	if (target->device) {
 		if (ioctl(target->fd, BLKGETSIZE64, &have) < 0)
@@ -120,16 +120,18 @@ int target_size(struct target *target, uint64_t bytes, struct error *err)
 			return error_set(err, ENOSPC, "the block device has %llu bytes, %llu are needed",
 					 (unsigned long long)have, (unsigned long long)bytes);
 		/* Pages that are not written must read as zeros. */
+		range[0] = from / 4096 * 4096;
 		range[1] = (bytes + 4095) / 4096 * 4096;
 		if (range[1] > have)
 			range[1] = have / 512 * 512;
+		range[1] -= range[0];
 		if (ioctl(target->fd, BLKZEROOUT, range) < 0)
 			return error_set(err, errno, "zeroing the block device: %s", strerror(errno));
 		return 0;
 	}
 	/* To nothing first: all of a descriptor's old contents go. */
 	target->sized = true;
-	if (ftruncate(target->fd, 0) < 0 || ftruncate(target->fd, (off_t)bytes) < 0)
+	if ((!from && ftruncate(target->fd, 0) < 0) || ftruncate(target->fd, (off_t)bytes) < 0)
 		return error_set(err, errno, "sizing the file to %llu bytes: %s", (unsigned long long)bytes,
 				 errno == EFBIG ? "File too large; this file system can't hold one that size" :
 						  strerror(errno));

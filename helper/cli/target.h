@@ -26,8 +26,8 @@ struct target {
 /* @path, or the descriptor @fd when @path is NULL.  @force: an existing file may be replaced. */
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err);
 
-/* Make room for @bytes, all of which read as zeros afterwards. */
-int target_size(struct target *target, uint64_t bytes, struct error *err);
+/* Make room for @bytes, all of which from @from on (a multiple of 4096) read as zeros afterwards. */
+int target_size(struct target *target, uint64_t from, uint64_t bytes, struct error *err);
 
 /* Make what is written so far durable, as far as @sync says. */
 int target_sync(struct target *target, enum sync sync, struct error *err);

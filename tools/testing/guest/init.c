@@ -6,8 +6,13 @@
  * what it left there.
  *
  * Kernel arguments: fill=MIB (64) pattern memory; zero=MIB (8) memory written and zeroed
- * again; tick=MS (200) between steps; seed=N (1); thp=0|1 use huge pages (1).
+ * again; tick=MS (200) between steps; seed=N (1); thp=0|1 use huge pages (1); writers=N (0)
+ * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
+ * there; disk=0|1 read the first disk into memory, past the page cache (0).
+ *
+ * Modules in /modules are loaded first, in the order of their names.
  */
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,13 +20,20 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define PAGE 4096UL
 
 static char cmdline[4096];
+
+/* What the processes have done. */
+static volatile struct counts {
+	unsigned long bad, writes, reads;
+} *counts;
 
 static unsigned long arg(const char *name, unsigned long value)
 {
@@ -53,11 +65,11 @@ static void fill(uint64_t *page, uint64_t key)
 		page[i] = key + i * 0x100000001b3;
 }
 
-static int check(const uint64_t *page, uint64_t key)
+static int check(const uint64_t *page, size_t from, uint64_t key)
 {
 	size_t i;
 
-	for (i = 0; i < PAGE / 8; i++)
+	for (i = from; i < PAGE / 8; i++)
 		if (page[i] != key + i * 0x100000001b3)
 			return 0;
 	return 1;
@@ -76,9 +88,87 @@ static char *map(size_t bytes, int thp)
 	return p;
 }
 
+/*
+ * Rewrite pages at random: new content, other content and the old again, or zeros.  A
+ * page's first word and a table elsewhere tell which content it has: where they disagree,
+ * or the content is another, one of them is from another time.
+ */
+static void writer(uint64_t seed, size_t pages, int thp)
+{
+	uint64_t *mem = (uint64_t *)map(pages * PAGE, thp);
+	uint64_t *number = (uint64_t *)map(pages * 8, 0);
+	static uint64_t zeros[PAGE / 8], copy[PAGE / 8];
+	uint64_t n, i, *page;
+	int ok;
+
+	for (n = 1;; n++) {
+		i = mix(seed + n) % pages;
+		page = mem + i * (PAGE / 8);
+		if (number[i])
+			ok = page[0] == number[i] && check(page, 1, mix(seed ^ number[i]));
+		else
+			ok = !memcmp(page, zeros, PAGE);
+		if (!ok)
+			__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
+		switch (mix(~n) % 8) {
+		case 0:
+			memset(page, 0, PAGE);
+			number[i] = 0;
+			break;
+		case 1:
+			memcpy(copy, page, PAGE);
+			memset(page, (int)n, PAGE);
+			memcpy(page, copy, PAGE);
+			break;
+		default:
+			fill(page, mix(seed ^ n));
+			page[0] = n;
+			number[i] = n;
+		}
+		__atomic_fetch_add(&counts->writes, 1, __ATOMIC_RELAXED);
+	}
+}
+
+/* Have the disk written into memory, by the host: 64 buffers of 64 KiB in turn. */
+static void reader(uint64_t seed)
+{
+	size_t bytes = 64 << 10;
+	char *mem = map(64 * bytes, 0);
+	off_t blocks;
+	uint64_t n;
+	int fd;
+
+	while ((fd = open("/dev/vda", O_RDONLY | O_DIRECT)) < 0)
+		usleep(100000);
+	blocks = lseek(fd, 0, SEEK_END) / (off_t)bytes;
+	for (n = 0;; n++) {
+		if (pread(fd, mem + n % 64 * bytes, bytes,
+			  (off_t)(mix(seed + n) % (uint64_t)blocks) * (off_t)bytes) == (ssize_t)bytes)
+			counts->reads++;
+		else
+			counts->bad++;
+		usleep(2000);
+	}
+}
+
+static void load_modules(void)
+{
+	struct dirent **names;
+	int i, fd, n = scandir("/modules", &names, NULL, alphasort);
+	char path[300];
+
+	for (i = 0; i < n; i++) {
+		snprintf(path, sizeof(path), "/modules/%s", names[i]->d_name);
+		fd = open(path, O_RDONLY);
+		if (names[i]->d_name[0] != '.' && syscall(SYS_finit_module, fd, "", 0) < 0)
+			printf("guest: FAILED to load %s\n", path);
+		close(fd);
+	}
+}
+
 int main(void)
 {
-	unsigned long pages, zero, seed, tick, step, i, bad = 0;
+	unsigned long pages, zero, seed, tick, step, i;
 	struct timespec wait;
 	char *mem, *zeros;
 	int fd, thp;
@@ -104,12 +194,21 @@ int main(void)
 	tick = arg("tick", 200);
 	thp = arg("thp", 1);
 
+	load_modules();
+	counts = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	mem = map(pages * PAGE + 1, thp);
 	for (i = 0; i < pages; i++)
 		fill((uint64_t *)(mem + i * PAGE), mix(seed + i));
 	zeros = map(zero + 1, thp);
 	memset(zeros, 0xa5, zero);
 	memset(zeros, 0, zero);
+	for (i = 0; i < arg("writers", 0); i++)
+		if (fork() == 0)
+			writer(mix(seed + i), arg("write", 8) << 20 >> 12, (int)i % 2);
+	if (arg("disk", 0) && fork() == 0)
+		reader(seed);
+	/* The one that reports comes first. */
+	setpriority(PRIO_PROCESS, 0, -15);
 	printf("guest: ready, %lu pages\n", pages);
 
 	wait.tv_sec = tick / 1000;
@@ -117,9 +216,10 @@ int main(void)
 	for (step = 1;; step++) {
 		/* A sixteenth of the pages each step. */
 		for (i = step % 16; i < pages; i += 16)
-			if (!check((uint64_t *)(mem + i * PAGE), mix(seed + i)))
-				bad++;
-		printf("guest: tick %lu bad %lu\n", step, bad);
+			if (!check((uint64_t *)(mem + i * PAGE), 0, mix(seed + i)))
+				__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
+		printf("guest: tick %lu bad %lu writes %lu reads %lu\n", step, counts->bad,
+		       counts->writes, counts->reads);
 		nanosleep(&wait, NULL);
 	}
 }

@@ -11,6 +11,29 @@ guest_kernel() {
 	echo "$k"
 }
 
+# guest_initrd MODULE...: the test guest's initramfs, with those modules and what they need.
+guest_initrd() {
+	local name path dir n=100
+	[ $# -gt 0 ] || { echo "$libexec/guest.cpio"; return; }
+	dir=$work/initrd.$(IFS=.; echo "$*")
+	if [ ! -e "$dir.cpio" ]; then
+		mkdir -p "$dir/modules"
+		for name; do
+			modprobe --show-depends "$name"
+		done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r path; do
+			n=$((n + 1))
+			case $path in
+			*.xz) xz -dc "$path" ;;
+			*.zst) zstd -qdc "$path" ;;
+			*) cat "$path" ;;
+			esac >"$dir/modules/$n"
+		done
+		# The kernel takes one archive behind the other.
+		{ cat "$libexec/guest.cpio"; (cd "$dir" && find modules | cpio --quiet -o -H newc); } >"$dir.cpio"
+	fi
+	echo "$dir.cpio"
+}
+
 # qemu_start NAME ARG...: stock QEMU under KVM; its QMP socket is $work/NAME.qmp (and .qmp2, for
 # the tests' own use), its console $work/NAME.console, its process number $work/NAME.pid.
 qemu_start() {
@@ -34,11 +57,13 @@ qemu_start() {
 	return 1
 }
 
-# guest_start NAME "KERNEL ARGS" ARG...: a test guest, up to its "ready".
+# guest_start NAME "KERNEL ARGS" ARG...: a test guest, up to its "ready".  GUEST_MODULES: for
+# guest_initrd.
 guest_start() {
 	local name=$1 append=$2
 	shift 2
-	qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$libexec/guest.cpio" \
+	# shellcheck disable=SC2086
+	qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$(guest_initrd ${GUEST_MODULES:-})" \
 		-append "console=ttyS0 quiet mitigations=off $append" "$@" || return 1
 	wait_for "$name" 'guest: ready' 120
 }
@@ -54,6 +79,11 @@ wait_for() {
 	echo "guest $1 did not print '$2':" >&2
 	tail -5 "$work/$1.console" "$work/$1.log" >&2
 	return 1
+}
+
+# guest_count NAME WHAT: the last figure of that name (writes, reads) on a console.
+guest_count() {
+	sed -n "s/^guest: tick .* $2 \([0-9][0-9]*\).*/\1/p" "$work/$1.console" | tail -1
 }
 
 # The number of the last whole tick on a console.
@@ -119,6 +149,45 @@ same_ram() {
 		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2" ${3:+"$3"}
 }
 
+# incoming_start NAME FILE FLAVOUR ARG...: stock QEMU that has restored FILE and is paused; FLAVOUR
+# is plain, or multifd for that with direct I/O.
+incoming_start() {
+	local name=$1 file=$2 flavour=$3
+	shift 3
+	# shellcheck disable=SC2086
+	qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$(guest_initrd ${GUEST_MODULES:-})" \
+		-append "console=ttyS0" "$@" -S -global migration.mapped-ram=on -incoming defer
+	case $flavour in
+	multifd)
+		qmp "$name" '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"multifd","state":true}]}}' \
+			'{"execute":"migrate-set-parameters","arguments":{"multifd-channels":4,"direct-io":true}}' |
+			grep -c '"return"' | grep -qx 2
+		;;
+	esac
+	qmp "$name" "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"file:$file\"}}" >/dev/null
+	local i status
+	for i in $(seq 300); do
+		status=$(guest_status "$name")
+		[ "$status" = paused ] && return 0
+		[ "$status" = inmigrate ] || break
+		sleep 0.1
+	done
+	echo "restore failed, status '$status':" >&2
+	cat "$work/$name.log" >&2
+	return 1
+}
+
+# restored_goes_on FILE FLAVOUR ARG...: guest b, restored from FILE, has the RAM that is in it, and
+# goes on.  FLAVOUR: see incoming_start.
+restored_goes_on() {
+	incoming_start b "$@"
+	same_ram b "$1" 12
+	qmp b '{"execute":"cont"}' >/dev/null
+	wait_for b 'guest: tick' 60
+	guest_goes_on b
+	guest_kill b
+}
+
 # disk N: the device of the machine's N-th --disk.
 disk() {
 	local d
@@ -150,7 +219,11 @@ tap_case() {
 	shift
 	tap_count=$((tap_count + 1))
 	# Not in a condition, where set -e would not count.
-	(set -e; "$@") >"$log" 2>&1
+	(
+		set -eE
+		trap 'echo "line $LINENO: $BASH_COMMAND: status $?" >&2' ERR
+		"$@"
+	) >"$log" 2>&1
 	status=$?
 	case $status in
 	0) echo "ok $tap_count - $name" ;;

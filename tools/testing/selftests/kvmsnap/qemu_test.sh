@@ -10,31 +10,6 @@ trap 'guest_kill a; guest_kill b' EXIT
 fill="fill=48 zero=8 tick=100"
 mem=192
 
-incoming_start() {	# incoming_start NAME FILE FLAVOUR ARG...
-	local name=$1 file=$2 flavour=$3
-	shift 3
-	qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$libexec/guest.cpio" \
-		-append "console=ttyS0" "$@" -S -global migration.mapped-ram=on -incoming defer
-	case $flavour in
-	multifd)
-		qmp "$name" '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"multifd","state":true}]}}' \
-			'{"execute":"migrate-set-parameters","arguments":{"multifd-channels":4,"direct-io":true}}' |
-			grep -c '"return"' | grep -qx 2
-		;;
-	esac
-	qmp "$name" "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"file:$file\"}}" >/dev/null
-	local i status
-	for i in $(seq 300); do
-		status=$(guest_status "$name")
-		[ "$status" = paused ] && return 0
-		[ "$status" = inmigrate ] || break
-		sleep 0.1
-	done
-	echo "restore failed, status '$status':" >&2
-	cat "$work/$name.log" >&2
-	return 1
-}
-
 # round_trip ARG...: the guest's QEMU arguments but -kernel.
 round_trip() {
 	local flavour
@@ -52,13 +27,8 @@ round_trip() {
 	guest_kill a
 	for flavour in plain multifd; do
 		rm -f "$dir/ram."*
-		incoming_start b "$dir/snap" "$flavour" "$@"
-		same_ram b "$dir/snap" 12
-		qmp b '{"execute":"cont"}' >/dev/null
-		wait_for b 'guest: tick' 60
+		restored_goes_on "$dir/snap" "$flavour" "$@"
 		[ "$(sed -n 's/^guest: tick \([0-9]*\).*/\1/p' "$work/b.console" | head -1)" -le $((at + 2)) ]
-		guest_goes_on b
-		guest_kill b
 	done
 }
 

@@ -1,0 +1,218 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Live saves of stock QEMU: a guest that rewrites its memory, and whose memory the host writes
+# (disk reads, ballooning, hotplug), is saved while it runs.  The file equals the RAM of the
+# stopped guest byte for byte, read by ramcmp; stock QEMU restores it, and the guest's own
+# checks find no error.  And whatever fails, the guest runs on.
+. /usr/lib/kvmsnap-tests/lib.sh
+dir=${KVMSNAP_DIR:?}
+trap 'guest_kill a; guest_kill b' EXIT
+
+mem=160
+work_args="fill=24 zero=4 tick=100 writers=2 write=6"
+# The machine is slow, and what is tested here is not how long the pause is, but that
+# passes go on while the guest writes: several, however short.
+live="--live --max-downtime 1us --allow-downtime 60s"
+
+# live_trip "KERNEL ARGS" MIDDLE ARG...: MIDDLE is called while the save runs.
+live_trip() {
+	local args=$1 middle=$2 writes reads flavour saver
+	shift 2
+	guest_kill a
+	rm -f "$dir/snap" "$dir/ram."*
+	guest_start a "$args" "$@"
+	guest_goes_on a
+	writes=$(guest_count a writes) reads=$(guest_count a reads)
+	# shellcheck disable=SC2086
+	kvmsnap save $live --qmp "$work/a.qmp" --output "$dir/snap" --stay-stopped --json >"$work/report" &
+	saver=$!
+	$middle a
+	wait $saver
+	cat "$work/report"
+	[ "$(guest_status a)" = paused ]
+	# It ran during the save, and its memory was written in the way that is named.
+	[ "$(jq .live_passes "$work/report")" -ge 2 ]
+	[ "$(jq .paused_written_bytes "$work/report")" -lt "$(jq .written_bytes "$work/report")" ]
+	# What it wrote meanwhile, by the module's count: the console may be behind.
+	[ "$writes" -gt 0 ]
+	[ "$(jq '.changed_bytes_per_second > 100000 and .paused_written_bytes + .staged_bytes > 0' "$work/report")" = true ]
+	case $args in *disk=1*) [ "$(guest_count a reads)" -gt "$reads" ] ;; esac
+	same_ram a "$dir/snap"
+	kvmsnap verify "$dir/snap"
+	guest_kill a
+	# By turns: what the file is has been seen, and qemu_test.sh loads such files both ways.
+	flavour=plain
+	[ $((tap_count % 2)) = 0 ] || flavour=multifd
+	rm -f "$dir/ram."*
+	# shellcheck disable=SC2046
+	restored_goes_on "$dir/snap" "$flavour" "$@" $(${middle}_restored)
+}
+
+nothing() { :; }
+nothing_restored() { :; }
+
+# Memory that QEMU gets while it is saved.
+plug_memory() {
+	sleep 0.5
+	qmp "$1" '{"execute":"object-add","arguments":{"qom-type":"memory-backend-ram","id":"more","size":33554432}}' \
+		'{"execute":"device_add","arguments":{"driver":"pc-dimm","id":"dimm","memdev":"more"}}' | grep -c '"return"' |
+		grep -qx 2
+}
+plug_memory_restored() {
+	echo "-object memory-backend-ram,id=more,size=32M -device pc-dimm,id=dimm,memdev=more"
+}
+
+balloon() {
+	local i
+	for i in 100 150 90 160 120; do
+		sleep 0.2
+		qmp "$1" "{\"execute\":\"balloon\",\"arguments\":{\"value\":$((i << 20))}}" | grep -q '"return"' || return
+	done
+}
+balloon_restored() { :; }
+
+# with_disk "AIO OPTIONS": its contents are random.
+with_disk() {
+	local GUEST_MODULES="virtio_pci virtio_blk"
+	head -c 24M /dev/urandom >"$dir/disk.img"
+	live_trip "$work_args disk=1" nothing -m ${mem}M \
+		-drive "file=$dir/disk.img,format=raw,if=virtio,read-only=on,file.locking=off,$1"
+	rm -f "$dir/disk.img"
+}
+
+with_balloon() {
+	local GUEST_MODULES="virtio_pci virtio_balloon"
+	live_trip "$work_args" balloon -m ${mem}M -device virtio-balloon-pci
+}
+
+with_hugetlb() {
+	local status=0
+	echo $((mem / 2 + 8)) >/proc/sys/vm/nr_hugepages
+	live_trip "$work_args" nothing -machine pc,memory-backend=m0 \
+		-object memory-backend-memfd,id=m0,size=${mem}M,hugetlb=on -m ${mem}M || status=$?
+	guest_kill a
+	guest_kill b
+	echo 0 >/proc/sys/vm/nr_hugepages
+	return $status
+}
+
+with_ksm() {
+	echo 1 >/sys/kernel/mm/ksm/run
+	echo 2000 >/sys/kernel/mm/ksm/pages_to_scan
+	live_trip "$work_args" nothing -machine pc,mem-merge=on -m ${mem}M
+	echo 2 >/sys/kernel/mm/ksm/run
+	echo 0 >/sys/kernel/mm/ksm/run
+}
+
+staged() {
+	local live="$live --stage 64M"
+	live_trip "$work_args" nothing -m ${mem}M
+	[ "$(jq '.staged_bytes > 0' "$work/report")" = true ]
+}
+
+dm_load() {
+	dmsetup suspend "$KVMSNAP_DM"
+	dmsetup reload "$KVMSNAP_DM" --table "$1"
+	dmsetup resume "$KVMSNAP_DM"
+}
+
+# Each write to the disk takes 200 ms, and the guest does not wait for them.
+slow_disk() {
+	local disk sectors ticks dev=/dev/mapper/${KVMSNAP_DM:?}
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	modprobe dm-delay
+	dm_load "0 $sectors delay $disk 0 0 $disk 0 200"
+	guest_kill a
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	ticks=$(last_tick a)
+	kvmsnap save --live --max-passes 2 --max-downtime 1us --allow-downtime 60s --stage 64M \
+		--qmp "$work/a.qmp" --output "$dev" --json >"$work/report"
+	dm_load "0 $sectors linear $disk 0"
+	cat "$work/report"
+	[ "$(jq '.staged_bytes > 0 and .phases.stage > 0.15' "$work/report")" = true ]
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	[ "$(last_tick a)" -gt "$ticks" ]
+	guest_kill a
+	kvmsnap verify "$dev"
+	restored_goes_on "$dev" plain -m ${mem}M
+}
+
+# Fail in the middle of a live save, by the function given: the guest never stopped.
+failing() {
+	local ticks
+	guest_kill a
+	rm -f "$dir/snap"*
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	ticks=$(last_tick a)
+	"$@"
+	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	[ "$(last_tick a)" -gt "$ticks" ]
+	qmp a '{"execute":"query-status"}' | grep -q '"STOP"' && return 1
+	for _ in $(seq 100); do
+		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return
+		sleep 0.1
+	done
+	return 1
+}
+
+# The guest changes too much for the pause that is allowed.
+too_long() {
+	! kvmsnap save --live --max-downtime 1ms --qmp "$work/a.qmp" --output "$dir/snap" 2>"$work/error"
+	cat "$work/error"
+	grep -q 'allow more with --allow-downtime' "$work/error"
+}
+
+# After SIGNAL to the helper in the second pass.
+signalled() {
+	local saver i
+	# shellcheck disable=SC2086
+	kvmsnap save $live --qmp "$work/a.qmp" --output "$dir/snap" &
+	saver=$!
+	for i in $(seq 300); do
+		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && break
+		sleep 0.05
+	done
+	kill -"$1" $saver
+	! wait $saver
+	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+}
+
+disk_full() {
+	local small=$work/small
+	truncate -s 320M "$dir/small.img"
+	mkfs.xfs -qf "$dir/small.img"
+	mkdir -p "$small"
+	mount -o loop "$dir/small.img" "$small"
+	fallocate -l $((($(stat -f -c '%a*%S' "$small")) - (12 << 20))) "$small/filler"
+	# shellcheck disable=SC2086
+	! kvmsnap save $live --qmp "$work/a.qmp" --output "$small/snap" 2>"$work/error" || return 1
+	cat "$work/error"
+	[ ! -e "$small/snap.partial" ]
+	umount "$small"
+	rm -f "$dir/small.img"
+	grep -q 'No space left' "$work/error"
+}
+
+tap_case "writers, pc" live_trip "$work_args" nothing -m ${mem}M
+tap_case "writers, q35, 3 vCPUs" live_trip "$work_args" nothing -machine q35 -smp 3 -m ${mem}M
+tap_case "disk reads, buffered" with_disk cache=writeback,aio=threads
+tap_case "disk reads, direct, io_uring" with_disk cache=none,aio=io_uring
+tap_case "ballooning" with_balloon
+tap_case "KSM" with_ksm
+tap_case "memfd, shared" live_trip "$work_args" nothing -machine pc,memory-backend=m0 \
+	-object memory-backend-memfd,id=m0,size=${mem}M,share=on -m ${mem}M
+tap_case "hugetlbfs, 2 MiB" with_hugetlb
+tap_case "memory plugged in the middle" live_trip "$work_args" plug_memory -m ${mem}M,slots=2,maxmem=512M
+tap_case "staged" staged
+tap_case "staged, a slow disk" slow_disk
+tap_case "given up: the pause would be too long" failing too_long
+tap_case "interrupted in the middle" failing signalled INT
+tap_case "the helper killed in the middle" failing signalled KILL
+tap_case "the disk full" failing disk_full
+tap_end
