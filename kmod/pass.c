@@ -44,7 +44,6 @@ void kvmsnap_pass_put(struct kvmsnap_session *session)
 		return;
 	pass->ended = ktime_get();
 	kvmsnap_session_pass_over(session);
-	kvmsnap_session_put(session);
 }
 
 /* Take the next chunk of the pass; false when there is none. */

@@ -117,10 +117,11 @@ void kvmsnap_session_staged(struct kvmsnap_session *session)
 	wake_up_all(&session->wait);
 }
 
-/* Called by the pass, once, when nothing of it is left. */
+/* Called by the pass, once, when nothing of it is left.  Drops its reference. */
 void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 {
 	struct kvmsnap_pass *pass = &session->pass;
+	bool last;
 
 	spin_lock(&session->state_lock);
 	trace_kvmsnap_pass_end(session->id, session->pass_nr, session->error,
@@ -133,7 +134,14 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 	else
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
 	kvmsnap_session_notify_locked(session);
+	/*
+	 * Before anybody can see that it is over: who closes the session then is the one that
+	 * frees it, and may unmount the target or unload the module next.
+	 */
+	last = !refcount_dec_not_one(&session->ref.refcount);
 	spin_unlock(&session->state_lock);
+	if (last)
+		kvmsnap_session_put(session);
 }
 
 /* Bring session->memory up to date; session->lock held, or nobody else knows @session. */
@@ -158,6 +166,8 @@ static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
 static void kvmsnap_session_free(struct kvmsnap_session *session)
 {
 	/* Nobody else is left: not the file, no worker, no write in flight, no harvester. */
+	spin_lock(&session->state_lock);	/* for the end of kvmsnap_session_pass_over() */
+	spin_unlock(&session->state_lock);
 	if (session->eventfd)
 		eventfd_ctx_put(session->eventfd);
 	session->eventfd = NULL;	/* unbind calls gone(), which is no event */

@@ -546,6 +546,28 @@ TEST(netlink_lists_sessions)
 	EXPECT_EQ(0, info.id);
 }
 
+/* When WAIT has returned, close leaves nothing behind: the next command may unmount or unload. */
+TEST(nothing_is_left_after_wait)
+{
+	struct kvmsnap_wait wait;
+	int i, left = 0;
+
+	ASSERT_EQ(0, module_references());
+	for (i = 0; i < 300; i++) {
+		struct setup s;
+
+		ASSERT_EQ(0, setup_with(&s, map_anonymous(MIB), MIB, target_create(MIB), 0));
+		fill_pages(s.mem, 1, 1);
+		ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+		ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+		close(s.session);
+		s.session = -1;
+		left += module_references() != 0;
+		setup_close(&s);
+	}
+	EXPECT_EQ(0, left);
+}
+
 /* Load and unload; and with a session open it stays. */
 TEST(load_and_unload)
 {
