@@ -115,7 +115,8 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
 		kvmsnap_stats(session, &report->stats);
 	} while (report->passes < options->max_passes &&
-		 (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime);
+		 (options->max_downtime < 0 ||
+		  (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime));
 
 	/* 4. Nothing may write any more.  Here a VMM saves the state of its devices. */
 	stopped = now();

@@ -743,7 +743,7 @@ TEST(killed_vmm_leaves_nothing)
 		usleep(100000 + (useconds_t)i * 40000);
 		kill(pid, SIGKILL);
 		ASSERT_EQ(pid, waitpid(pid, &status, 0));
-		EXPECT_TRUE(WIFSIGNALED(status));
+		EXPECT_EQ(SIGKILL, status);
 	}
 	for (i = 0; i < 500 && module_references(); i++)
 		usleep(10000);
