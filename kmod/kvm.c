@@ -20,8 +20,10 @@
 #include <linux/kvm_host.h>
 #include <linux/magic.h>
 #include <linux/mmu_notifier.h>
+#include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/tracepoint.h>
 
 #include "compat.h"
 #include "kvm.h"
@@ -35,7 +37,12 @@ struct kvmsnap_vm {
 
 	spinlock_t lock;
 	struct file *file;		/* @lock; NULL once the address space is gone */
+
+	const struct kvm *observed;	/* to know its events by; NULL when there are none */
 };
+
+/* KVM's events about dirty rings; NULL where it has none.  It stays loaded as long as we are. */
+static struct tracepoint *kvmsnap_push_event, *kvmsnap_reset_event;
 
 /*
  * KVM names its VM descriptors "kvm-vm" in the anonymous inode file system, where no
@@ -57,6 +64,8 @@ static void kvmsnap_vm_mm_release(struct mmu_notifier *notifier, struct mm_struc
 	file = vm->file;
 	vm->file = NULL;
 	spin_unlock(&vm->lock);
+	/* Another VM may come to lie where this one did. */
+	WRITE_ONCE(vm->observed, NULL);
 
 	if (file)
 		fput(file);
@@ -280,22 +289,22 @@ static u32 kvmsnap_reset_sum(struct kvm *kvm)
 }
 
 /**
- * kvmsnap_vm_check_logging() - are the writes of vCPUs to our memory logged in the ring?
- * @vm: the VM
- * @batch: of the harvester, to be set to this moment: what changes from now on, it notices;
- *	or NULL
- * @ours: tells whether a range of host addresses, half open, concerns the caller
- * @data: for @ours
+ * kvmsnap_vm_each_slot() - look at the writable memslots
+ * @vm: of a VM that has a dirty ring, and protects what begins to log
+ * @batch: to be set to this moment: what changes from now on is noticed; or NULL
+ * @slot: told of each slot's host addresses, [start, end), and whether it logs dirty pages; its
+ *	first return value that is not 0 ends the walk
+ * @data: for @slot
  *
  * Context: process context; waits, killable, for a memslot update to be over.
- * Return: 0; -EOPNOTSUPP there is no ring, or new slots are not protected; -ENODATA a
- * writable slot of ours doesn't log; -ESRCH, -EINTR.
+ * Return: 0; what @slot returned; -EOPNOTSUPP there is no ring, or new slots are not
+ * protected; -ESRCH, -EINTR.
  */
-int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
-			     bool (*ours)(void *data, u64 start, u64 end), void *data)
+int kvmsnap_vm_each_slot(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
+			 int (*slot)(void *data, u64 start, u64 end, bool logs), void *data)
 {
 	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
-	struct kvm_memory_slot *slot;
+	struct kvm_memory_slot *memslot;
 	int as, bkt, err = 0;
 
 	if (!kvm)
@@ -309,12 +318,12 @@ int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
 		goto out;
 	}
 	for (as = 0; as < kvmsnap_kvm_nr_as(kvm); as++) {
-		kvm_for_each_memslot(slot, bkt, __kvm_memslots(kvm, as)) {
-			if (slot->flags & (KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES))
-				continue;
-			if (ours(data, slot->userspace_addr,
-				 slot->userspace_addr + ((u64)slot->npages << PAGE_SHIFT)))
-				err = -ENODATA;
+		kvm_for_each_memslot(memslot, bkt, __kvm_memslots(kvm, as)) {
+			u64 start = memslot->userspace_addr;
+
+			if (!err && !(memslot->flags & KVM_MEM_READONLY))
+				err = slot(data, start, start + ((u64)memslot->npages << PAGE_SHIFT),
+					   memslot->flags & KVM_MEM_LOG_DIRTY_PAGES);
 		}
 	}
 	if (batch) {
@@ -325,6 +334,141 @@ int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
 out:
 	kvm_put_kvm(kvm);
 	return err;
+}
+
+/**
+ * kvmsnap_vm_slots_changed() - have the memslots changed since @batch was set?
+ * @vm: the VM
+ * @batch: is set to this moment
+ *
+ * Context: process context; waits, killable, for a memslot update to be over.
+ * Return: 1 yes, 0 no, -ESRCH, -EINTR.
+ */
+int kvmsnap_vm_slots_changed(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch)
+{
+	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
+	int changed = -EINTR;
+
+	if (!kvm)
+		return -ESRCH;
+	if (!mutex_lock_killable(&kvm->slots_lock)) {
+		changed = kvmsnap_slots_changed(kvm, batch);
+		mutex_unlock(&kvm->slots_lock);
+	}
+	kvm_put_kvm(kvm);
+	return changed;
+}
+
+/**
+ * kvmsnap_vm_rings() - how large must a picture of the rings be?
+ * @vm: the VM
+ * @vcpus: out, how many there are; their indexes are below that
+ * @entries: out, of each ring
+ *
+ * Return: 0, -EOPNOTSUPP there is none, or -ESRCH.
+ */
+int kvmsnap_vm_rings(struct kvmsnap_vm *vm, u32 *vcpus, u32 *entries)
+{
+	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
+
+	if (!kvm)
+		return -ESRCH;
+	*vcpus = atomic_read(&kvm->online_vcpus);
+	*entries = kvm->dirty_ring_size / sizeof(struct kvm_dirty_gfn);
+	kvm_put_kvm(kvm);
+	return *entries ? 0 : -EOPNOTSUPP;
+}
+
+/**
+ * kvmsnap_vm_each_ring() - look at how far the rings are
+ * @vm: the VM
+ * @ring: told of each vCPU's index and of the index behind the last entry it has pushed; its
+ *	first return value that is not 0 is passed on
+ * @data: for @ring
+ *
+ * Return: 0, what @ring returned, or -ESRCH.
+ */
+int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu, u32 index),
+			 void *data)
+{
+	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	int err = 0;
+
+	if (!kvm)
+		return -ESRCH;
+	kvm_for_each_vcpu(i, vcpu, kvm)
+		if (!err)
+			err = ring(data, i, READ_ONCE(vcpu->dirty_ring.dirty_index));
+	kvm_put_kvm(kvm);
+	return err;
+}
+
+/* KVM's event: an entry was pushed, by the vCPU that is running here, under kvm->srcu. */
+static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot, u64 offset)
+{
+	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
+	struct kvm_memory_slot *memslot = NULL;
+	struct kvmsnap_vm *vm = data;
+	u64 hva = KVMSNAP_NO_HVA;
+
+	if (vcpu->kvm != READ_ONCE(vm->observed))
+		return;
+	if (slot >> 16 < kvmsnap_kvm_nr_as(vcpu->kvm))
+		memslot = id_to_memslot(__kvm_memslots(vcpu->kvm, slot >> 16), slot & 0xffff);
+	if (memslot && offset < memslot->npages)
+		hva = memslot->userspace_addr + (offset << PAGE_SHIFT);
+	vm->ops->pushed(vm->data, vcpu->vcpu_idx, ring->dirty_index - 1, hva);
+}
+
+/* KVM's event: a ring was reset, but for the flush, under slots_lock. */
+static void kvmsnap_vm_reset(void *data, struct kvm_dirty_ring *ring)
+{
+	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
+	struct kvmsnap_vm *vm = data;
+
+	if (vcpu->kvm == READ_ONCE(vm->observed))
+		vm->ops->reset(vm->data, vcpu->vcpu_idx, ring->reset_index);
+}
+
+/**
+ * kvmsnap_vm_observe() - have the owner told of what happens to the rings
+ * @vm: not observed yet
+ *
+ * Context: process context, may sleep.
+ * Return: 0; -EOPNOTSUPP KVM has no such events; -ESRCH; -ENOMEM.
+ */
+int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
+{
+	int err = -ESRCH;
+
+	if (!kvmsnap_push_event || !kvmsnap_reset_event)
+		return -EOPNOTSUPP;
+	spin_lock(&vm->lock);
+	if (vm->file) {
+		vm->observed = vm->file->private_data;
+		err = 0;
+	}
+	spin_unlock(&vm->lock);
+	if (!err)
+		err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+	if (err)
+		return err;
+	err = tracepoint_probe_register(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
+	if (err) {
+		tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+		tracepoint_synchronize_unregister();
+	}
+	return err;
+}
+
+/* Undo kvmsnap_vm_observe().  No callback of it is running when this returns.  May sleep. */
+void kvmsnap_vm_ignore(struct kvmsnap_vm *vm)
+{
+	tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
+	tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+	tracepoint_synchronize_unregister();
 }
 
 /*
@@ -449,4 +593,40 @@ int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch)
 	fput(file);	/* not the last: vm->file stands */
 	mmput_async(vm->mm);
 	return 0;
+}
+
+static void kvmsnap_find_event(struct tracepoint *event, void *unused)
+{
+	if (!strcmp(event->name, "kvm_dirty_ring_push"))
+		kvmsnap_push_event = event;
+	else if (!strcmp(event->name, "kvm_dirty_ring_reset"))
+		kvmsnap_reset_event = event;
+}
+
+#ifdef CONFIG_MODULES
+static int kvmsnap_find_module_events(struct notifier_block *block, unsigned long action,
+				      void *data)
+{
+	struct module *module = ((struct tp_module *)data)->mod;
+	unsigned int i;
+
+	if (action == MODULE_STATE_COMING && !strcmp(module->name, "kvm"))
+		for (i = 0; i < module->num_tracepoints; i++)
+			kvmsnap_find_event(tracepoint_ptr_deref(&module->tracepoints_ptrs[i]), NULL);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block kvmsnap_module_events = {
+	.notifier_call = kvmsnap_find_module_events,
+};
+#endif
+
+/* Find KVM's events, in the kernel or in its module, which is loaded since we use it. */
+void __init kvmsnap_kvm_module_init(void)
+{
+	for_each_kernel_tracepoint(kvmsnap_find_event, NULL);
+#ifdef CONFIG_MODULES
+	if (!register_tracepoint_module_notifier(&kvmsnap_module_events))
+		unregister_tracepoint_module_notifier(&kvmsnap_module_events);
+#endif
 }

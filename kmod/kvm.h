@@ -13,10 +13,16 @@ struct mm_struct;
  *	sleep for long
  * @changed: host addresses [start, end) hold other pages than before; any context, also
  *	atomic
+ * @pushed: @vcpu has pushed entry @index of its ring, about the page at @hva; atomic context,
+ *	that of the vCPU.  Between kvmsnap_vm_observe() and kvmsnap_vm_ignore()
+ * @reset: of @vcpu's ring the entries before @index were reset, and pages not yet flushed;
+ *	atomic context, one at a time.  Likewise
  */
 struct kvmsnap_vm_ops {
 	void (*gone)(void *data);
 	void (*changed)(void *data, u64 start, u64 end);
+	void (*pushed)(void *data, u32 vcpu, u32 index, u64 hva);
+	void (*reset)(void *data, u32 vcpu, u32 index);
 };
 
 /* An entry of a dirty ring; @hva is an offset in pages until it is translated. */
@@ -61,8 +67,15 @@ bool kvmsnap_vm_is_ours(struct kvmsnap_vm *vm);
 bool kvmsnap_vm_same(struct kvmsnap_vm *a, struct kvmsnap_vm *b);
 int kvmsnap_vm_has_hva(struct kvmsnap_vm *vm, u64 hva);
 
-int kvmsnap_vm_check_logging(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
-			     bool (*ours)(void *data, u64 start, u64 end), void *data);
+int kvmsnap_vm_each_slot(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
+			 int (*slot)(void *data, u64 start, u64 end, bool logs), void *data);
+int kvmsnap_vm_slots_changed(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch);
+int kvmsnap_vm_rings(struct kvmsnap_vm *vm, u32 *vcpus, u32 *entries);
+int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu, u32 index),
+			 void *data);
+int kvmsnap_vm_observe(struct kvmsnap_vm *vm);
+void kvmsnap_vm_ignore(struct kvmsnap_vm *vm);
+void kvmsnap_kvm_module_init(void);
 int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch);
 
 #endif

@@ -8,6 +8,7 @@
 #include <linux/poll.h>
 #include <linux/uaccess.h>
 
+#include "kvm.h"
 #include "netlink.h"
 #include "session.h"
 
@@ -160,6 +161,7 @@ static int __init kvmsnap_init(void)
 {
 	int err;
 
+	kvmsnap_kvm_module_init();
 	err = kvmsnap_writer_module_init();
 	if (err)
 		return err;

@@ -81,7 +81,7 @@ static u32 kvmsnap_worker_run(struct kvmsnap_worker *worker, u32 from, bool *in_
 	u32 end;
 
 	*in_pass = true;
-	if (worker->pass->kind == KVMSNAP_PASS_ALL || worker->pass->compare)
+	if (worker->pass->kind == KVMSNAP_PASS_ALL)
 		return worker->nr_pages - from;
 
 	/* A chunk starts at a word of the bitmap. */

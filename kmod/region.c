@@ -92,18 +92,18 @@ int kvmsnap_region_clear_todo(struct kvmsnap_region *region)
 }
 
 /**
- * kvmsnap_region_copy_present() - copy out which pages are in the target
- * @region: no pass is running
+ * kvmsnap_region_copy_bitmap() - copy out a bit a page
+ * @bitmap: of a region
  * @first_page: a multiple of 64
  * @nr_pages: at least 1; first_page + nr_pages is within the region
  * @user: (nr_pages + 63) / 64 * 8 bytes; the bits past nr_pages become 0
  *
  * Return: 0 or -EFAULT.
  */
-int kvmsnap_region_copy_present(const struct kvmsnap_region *region, u64 first_page, u64 nr_pages,
-				void __user *user)
+int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 nr_pages,
+			       void __user *user)
 {
-	const unsigned long *from = region->present + BIT_WORD(first_page);
+	const unsigned long *from = bitmap + BIT_WORD(first_page);
 	u64 whole = nr_pages / BITS_PER_LONG;
 	unsigned long last;
 

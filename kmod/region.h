@@ -50,8 +50,8 @@ unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region);
 u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region);
 void kvmsnap_region_free(struct kvmsnap_region *region);
 int kvmsnap_region_clear_todo(struct kvmsnap_region *region);
-int kvmsnap_region_copy_present(const struct kvmsnap_region *region, u64 first_page, u64 nr_pages,
-				void __user *user);
+int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 nr_pages,
+			       void __user *user);
 bool kvmsnap_region_overlaps(const struct kvmsnap_region *a, const struct kvmsnap_region *b);
 
 static inline u64 kvmsnap_region_bytes(const struct kvmsnap_region *region)

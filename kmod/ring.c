@@ -22,6 +22,7 @@
 #include <linux/vmalloc.h>
 
 #include "dirty.h"
+#include "observer.h"
 #include "pages.h"
 #include "ring.h"
 #include "session.h"
@@ -157,30 +158,52 @@ int kvmsnap_ring_harvest(struct kvmsnap_session *session)
 	return READ_ONCE(ring->broken) ? -ESTALE : 0;
 }
 
-/* Does a memslot concern the save? */
-static bool kvmsnap_ring_ours(void *data, u64 start, u64 end)
+/* A writable memslot that concerns the save must log.  Called by kvm.c. */
+static int kvmsnap_ring_slot(void *data, u64 start, u64 end, bool logs)
 {
 	struct kvmsnap_session *session = data;
-	u32 i;
+	/* Pairs with the release in kvmsnap_session_add_region(). */
+	u32 i, nr = smp_load_acquire(&session->nr_regions);
 
-	for (i = 0; i < session->nr_regions; i++) {
+	for (i = 0; i < nr; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
-		if (start < region->hva + kvmsnap_region_bytes(region) && region->hva < end)
-			return true;
+		if (!logs && start < region->hva + kvmsnap_region_bytes(region) &&
+		    region->hva < end)
+			return -ENODATA;
 	}
-	return false;
+	return 0;
+}
+
+/* Do all writable memslots that concern the save log?  0, -ENODATA, -EOPNOTSUPP, -ESRCH, -EINTR. */
+int kvmsnap_ring_check_logging(struct kvmsnap_session *session)
+{
+	return kvmsnap_vm_each_slot(session->vm, NULL, kvmsnap_ring_slot, session);
 }
 
 /* Is what must be seen seen?  session->lock held.  An errno that QUEUE documents. */
-int kvmsnap_ring_check(struct kvmsnap_session *session)
+int kvmsnap_ring_check(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind)
 {
+	int err;
+
 	lockdep_assert_held(&session->lock);
-	if (session->ring.mode != KVMSNAP_TRACK_OWNER)
+	switch (session->ring.mode) {
+	case KVMSNAP_TRACK_OWNER:
+		if (READ_ONCE(session->ring.broken))
+			return -ESTALE;
+		break;
+	case KVMSNAP_TRACK_OBSERVER:
+		/* Logging is not the caller's to switch; without, all is still to be had. */
+		if (kind != KVMSNAP_PASS_DIRTY)
+			return 0;
+		err = kvmsnap_observer_check_slots(session);
+		if (err)
+			return err;
+		break;
+	default:
 		return 0;
-	if (READ_ONCE(session->ring.broken))
-		return -ESTALE;
-	return kvmsnap_vm_check_logging(session->vm, NULL, kvmsnap_ring_ours, session);
+	}
+	return kvmsnap_ring_check_logging(session);
 }
 
 /* Become the owner if there is none: 0, -EBUSY, or -EAGAIN when the last is about to leave. */
@@ -218,7 +241,7 @@ static int kvmsnap_ring_start_owner(struct kvmsnap_session *session, struct task
 		return -EINTR;
 	if (err)
 		return err;
-	err = kvmsnap_vm_check_logging(session->vm, batch, kvmsnap_ring_ours, session);
+	err = kvmsnap_vm_each_slot(session->vm, batch, kvmsnap_ring_slot, session);
 	if (err)
 		goto err_disown;
 	*thread = kthread_create(kvmsnap_ring_thread, session, "kvmsnap-%u", session->id);
@@ -257,6 +280,10 @@ int kvmsnap_ring_start(struct kvmsnap_session *session, u32 mode, bool hash)
 	}
 	if (mode == KVMSNAP_TRACK_OWNER) {
 		err = kvmsnap_ring_start_owner(session, &thread);
+		if (err)
+			return err;
+	} else if (mode == KVMSNAP_TRACK_OBSERVER) {
+		err = kvmsnap_observer_start(session);
 		if (err)
 			return err;
 	}
@@ -300,6 +327,16 @@ void kvmsnap_ring_destroy(struct kvmsnap_ring *ring)
 {
 	vfree(ring->batch.entries);
 	memzero_explicit(&ring->key, sizeof(ring->key));
+}
+
+/* Ring entries taken, or, by an observer, seen, since TRACK.  Any context. */
+u64 kvmsnap_ring_harvested(const struct kvmsnap_session *session)
+{
+	const struct kvmsnap_ring *ring = &session->ring;
+
+	if (kvmsnap_ring_tracking(ring) && ring->mode == KVMSNAP_TRACK_OBSERVER)
+		return kvmsnap_observer_told(session);
+	return atomic64_read(&ring->harvested);
 }
 
 u64 kvmsnap_ring_memory(const struct kvmsnap_ring *ring)

@@ -10,6 +10,7 @@
 
 #include "kvm.h"
 
+struct kvmsnap_observer;
 struct kvmsnap_session;
 
 /**
@@ -24,9 +25,11 @@ struct kvmsnap_ring {
 	siphash_key_t key;		/* of these */
 	u64 zero_hash;			/* of a page of zeros */
 
+	struct kvmsnap_observer *observer;	/* observer mode: set before @mode */
+
 	/* The harvester; owner mode. */
 	struct list_head owner;		/* kvmsnap_owners_lock; empty while there is none */
-	struct kvmsnap_batch batch;	/* its own */
+	struct kvmsnap_batch batch;	/* its own; an observer's: what memslots there were */
 	u64 asked, begun, done;		/* harvests; session->state_lock */
 	bool over;			/* no harvest will begin any more; likewise */
 	bool broken;			/* somebody else harvested: writes were missed */
@@ -34,7 +37,7 @@ struct kvmsnap_ring {
 	wait_queue_head_t wait;		/* for @done or @over */
 
 	atomic64_t dirty;		/* pages in the dirty set; see kvmsnap_ring_dirty() */
-	atomic64_t harvested;		/* ring entries */
+	atomic64_t harvested;		/* ring entries; see kvmsnap_ring_harvested() */
 	atomic64_t all_dirty;
 };
 
@@ -55,7 +58,9 @@ int kvmsnap_ring_start(struct kvmsnap_session *session, u32 mode, bool hash);
 void kvmsnap_ring_end(struct kvmsnap_session *session);
 void kvmsnap_ring_destroy(struct kvmsnap_ring *ring);
 int kvmsnap_ring_harvest(struct kvmsnap_session *session);
-int kvmsnap_ring_check(struct kvmsnap_session *session);
+int kvmsnap_ring_check_logging(struct kvmsnap_session *session);
+int kvmsnap_ring_check(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind);
+u64 kvmsnap_ring_harvested(const struct kvmsnap_session *session);
 u64 kvmsnap_ring_memory(const struct kvmsnap_ring *ring);
 
 #endif

@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "dirty.h"
 #include "kvm.h"
+#include "observer.h"
 #include "session.h"
 #include "trace.h"
 
@@ -97,9 +98,21 @@ static void kvmsnap_session_vm_changed(void *data, u64 start, u64 end)
 		kvmsnap_dirty_mark_hva(session, start, end);
 }
 
+static void kvmsnap_session_vm_pushed(void *data, u32 vcpu, u32 index, u64 hva)
+{
+	kvmsnap_observer_pushed(data, vcpu, index, hva);
+}
+
+static void kvmsnap_session_vm_reset(void *data, u32 vcpu, u32 index)
+{
+	kvmsnap_observer_reset(data, vcpu, index);
+}
+
 static const struct kvmsnap_vm_ops kvmsnap_session_vm_ops = {
 	.gone = kvmsnap_session_vm_gone,
 	.changed = kvmsnap_session_vm_changed,
+	.pushed = kvmsnap_session_vm_pushed,
+	.reset = kvmsnap_session_vm_reset,
 };
 
 /* Called by a pass that stages, once, when none of its workers looks at guest memory any more. */
@@ -149,7 +162,7 @@ static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
 {
 	u64 memory = sizeof(*session) + kvmsnap_writer_memory(&session->writer) +
 		     kvmsnap_pass_memory(&session->pass) + kvmsnap_ring_memory(&session->ring) +
-		     kvmsnap_stage_memory(&session->stage);
+		     kvmsnap_observer_memory(session) + kvmsnap_stage_memory(&session->stage);
 	u32 i;
 
 	for (i = 0; i < session->nr_regions; i++) {
@@ -171,6 +184,7 @@ static void kvmsnap_session_free(struct kvmsnap_session *session)
 	if (session->eventfd)
 		eventfd_ctx_put(session->eventfd);
 	session->eventfd = NULL;	/* unbind calls gone(), which is no event */
+	kvmsnap_observer_end(session);
 	if (session->vm)
 		kvmsnap_vm_unbind(session->vm);
 	if (session->target)
@@ -530,7 +544,7 @@ static int kvmsnap_session_check_tracking(struct kvmsnap_session *session,
 		return -ENODATA;
 	if (!ring->mode && arg->kind == KVMSNAP_PASS_DIRTY)
 		return -ENODATA;
-	err = kvmsnap_ring_check(session);
+	err = kvmsnap_ring_check(session, arg->kind);
 	if (!err && (ring->hash || arg->flags & KVMSNAP_QUEUE_STAGE ||
 		     kvmsnap_pass_copies(session, arg->flags))) {
 		err = kvmsnap_writer_need_copies(session);
@@ -569,7 +583,7 @@ int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
 	if (err)
 		goto out;
 	pages = session->total_pages;
-	if (arg->kind == KVMSNAP_PASS_DIRTY && !(arg->flags & KVMSNAP_QUEUE_COMPARE))
+	if (arg->kind == KVMSNAP_PASS_DIRTY)
 		pages = kvmsnap_ring_dirty(&session->ring);
 	if (arg->kind == KVMSNAP_PASS_RANGES) {
 		err = kvmsnap_session_read_ranges(session, arg, &pages);
@@ -691,7 +705,7 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 	stats->pages_dirty = kvmsnap_ring_dirty(&session->ring);
 	stats->pages_same = atomic64_read(&pass->pages_same);
 	stats->harvests = READ_ONCE(session->ring.done);
-	stats->harvested = atomic64_read(&session->ring.harvested);
+	stats->harvested = kvmsnap_ring_harvested(session);
 	stats->all_dirty = atomic64_read(&session->ring.all_dirty);
 	stats->pages_staged = atomic64_read(&pass->pages_staged);
 }
@@ -711,9 +725,10 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	struct kvmsnap_get_bitmap *arg = data;
 	void __user *user = u64_to_user_ptr(arg->data);
 	struct kvmsnap_region *region;
+	const unsigned long *bitmap;
 	int err;
 
-	if (arg->flags)
+	if (arg->flags & ~KVMSNAP_BITMAP_DIRTY)
 		return -EOPNOTSUPP;
 	if (arg->reserved || arg->first_page % 64 || !arg->nr_pages)
 		return -EINVAL;
@@ -733,7 +748,9 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	if (arg->first_page >= region->nr_pages ||
 	    arg->nr_pages > region->nr_pages - arg->first_page)
 		goto out;
-	err = kvmsnap_region_copy_present(region, arg->first_page, arg->nr_pages, user);
+	bitmap = arg->flags & KVMSNAP_BITMAP_DIRTY ? region->dirty : region->present;
+	err = bitmap ? kvmsnap_region_copy_bitmap(bitmap, arg->first_page, arg->nr_pages, user) :
+		       -ENODATA;
 out:
 	mutex_unlock(&session->lock);
 	return err;
@@ -747,7 +764,7 @@ int kvmsnap_session_track(struct kvmsnap_session *session, void *data)
 
 	if (arg->flags & ~KVMSNAP_TRACK_HASH)
 		return -EOPNOTSUPP;
-	if (arg->mode != KVMSNAP_TRACK_OWNER && arg->mode != KVMSNAP_TRACK_COMPARE)
+	if (arg->mode < KVMSNAP_TRACK_OWNER || arg->mode > KVMSNAP_TRACK_OBSERVER)
 		return -EOPNOTSUPP;
 	if (arg->reserved || (arg->mode == KVMSNAP_TRACK_COMPARE && !hash))
 		return -EINVAL;
@@ -798,10 +815,11 @@ int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data)
 	if (arg->flags)
 		return -EOPNOTSUPP;
 	/* No session->lock: vCPUs come here while others set up and queue. */
-	if (!kvmsnap_ring_tracking(&session->ring) || session->ring.mode != KVMSNAP_TRACK_OWNER)
+	if (!kvmsnap_ring_tracking(&session->ring) || session->ring.mode == KVMSNAP_TRACK_COMPARE)
 		return -ENODATA;
-	err = kvmsnap_ring_harvest(session);
-	arg->harvested = atomic64_read(&session->ring.harvested);
+	err = session->ring.mode == KVMSNAP_TRACK_OWNER ? kvmsnap_ring_harvest(session) :
+							  kvmsnap_observer_harvest(session);
+	arg->harvested = kvmsnap_ring_harvested(session);
 	arg->pages_dirty = kvmsnap_ring_dirty(&session->ring);
 	return err;
 }

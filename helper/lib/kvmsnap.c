@@ -83,6 +83,15 @@ int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass)
 	return queue(session, &arg, pass);
 }
 
+int kvmsnap_queue_compare(int session, uint32_t flags, uint64_t *pass)
+{
+	struct kvmsnap_queue arg = {
+		.kind = KVMSNAP_PASS_ALL, .flags = flags | KVMSNAP_QUEUE_COMPARE,
+	};
+
+	return queue(session, &arg, pass);
+}
+
 int kvmsnap_track(int session, uint32_t mode, uint32_t flags)
 {
 	struct kvmsnap_track arg = { .size = sizeof(arg), .flags = flags, .mode = mode };
@@ -156,6 +165,17 @@ int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uin
 	struct kvmsnap_get_bitmap arg = {
 		.size = sizeof(arg), .region_id = region_id, .first_page = first_page,
 		.nr_pages = nr_pages, .data = (uintptr_t)data,
+	};
+
+	return call(session, KVMSNAP_GET_BITMAP, &arg);
+}
+
+int kvmsnap_get_dirty(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		      void *data)
+{
+	struct kvmsnap_get_bitmap arg = {
+		.size = sizeof(arg), .flags = KVMSNAP_BITMAP_DIRTY, .region_id = region_id,
+		.first_page = first_page, .nr_pages = nr_pages, .data = (uintptr_t)data,
 	};
 
 	return call(session, KVMSNAP_GET_BITMAP, &arg);

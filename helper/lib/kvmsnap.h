@@ -80,6 +80,9 @@ int kvmsnap_track(int session, uint32_t mode, uint32_t flags);
 /* Start a pass over what is dirty; @flags of enum kvmsnap_queue_flags.  @pass may be NULL. */
 int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass);
 
+/* Start a pass over all pages that writes those that differ from what the target holds. */
+int kvmsnap_queue_compare(int session, uint32_t flags, uint64_t *pass);
+
 /*
  * Empty the VM's dirty rings into the dirty set.  Waits for that, a few milliseconds; from
  * any thread.  @result may be NULL.
@@ -118,6 +121,10 @@ int kvmsnap_stats(int session, struct kvmsnap_stats *stats);
  */
 int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
 		       void *data);
+
+/* Likewise, which are in the dirty set. */
+int kvmsnap_get_dirty(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		      void *data);
 
 /* Add 1 to an eventfd at the end of each pass; -1 for none. */
 int kvmsnap_set_eventfd(int session, int fd);

@@ -226,8 +226,9 @@ enum kvmsnap_pass_kind {
  * @KVMSNAP_QUEUE_STOPPED: nothing writes memory until the pass is over, so that pages need
  *	not be copied before they are written.  Only tracking copies; without it the flag
  *	changes nothing.
- * @KVMSNAP_QUEUE_COMPARE: also take every other page whose bytes differ from what the
- *	target holds, and leave out those of the pass that don't.  Needs KVMSNAP_TRACK_HASH.
+ * @KVMSNAP_QUEUE_COMPARE: leave out pages of the pass whose bytes the target holds already.
+ *	Needs KVMSNAP_TRACK_HASH.  With KVMSNAP_PASS_ALL it finds whatever has changed,
+ *	whoever changed it.
  * @KVMSNAP_QUEUE_STAGE: copy to kernel memory first what is to be written.  Nothing writes
  *	memory until WAIT with KVMSNAP_WAIT_STAGED has returned; after that anything may, and
  *	the target gets what memory was before.  What the stage (SET_STAGE) has no room for is
@@ -351,8 +352,9 @@ struct kvmsnap_cancel {
  * @pages_dirty: out, pages in the dirty set now
  * @pages_same: out, pages of the pass, or compared by it, that the target held already
  * @harvests: out, rounds over the dirty rings since TRACK
- * @harvested: out, ring entries taken since TRACK
- * @all_dirty: out, how often all pages were marked: at TRACK, and when memslots changed
+ * @harvested: out, ring entries taken, or in observer mode seen to be pushed, since TRACK
+ * @all_dirty: out, how often all pages were marked: at TRACK, when memslots changed, and when
+ *	an observer missed an event
  * @pages_staged: out, pages of the pass that were copied to the stage
  */
 struct kvmsnap_stats {
@@ -382,9 +384,17 @@ struct kvmsnap_stats {
 #define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
 
 /**
+ * enum kvmsnap_bitmap_flags
+ * @KVMSNAP_BITMAP_DIRTY: the dirty set instead of what is in the target
+ */
+enum kvmsnap_bitmap_flags {
+	KVMSNAP_BITMAP_DIRTY = 1 << 0,
+};
+
+/**
  * struct kvmsnap_get_bitmap - ioctl(KVMSNAP_GET_BITMAP): which pages are in the target
  * @size: sizeof(struct kvmsnap_get_bitmap)
- * @flags: must be 0
+ * @flags: of enum kvmsnap_bitmap_flags
  * @region_id: what ADD_REGION returned
  * @reserved: must be 0
  * @first_page: first page asked for, a multiple of 64
@@ -393,7 +403,8 @@ struct kvmsnap_stats {
  *	page @first_page + N was written; bits past the end are 0
  *
  * This is the bitmap of QEMU's mapped-ram format (migration/ram.c, ram_save_file_bmap).
- * Errors: ENOENT no such region; ERANGE outside of it; EBUSY a pass is running.
+ * Errors: ENOENT no such region; ERANGE outside of it; ENODATA KVMSNAP_BITMAP_DIRTY without
+ * tracking; EBUSY a pass is running.
  */
 struct kvmsnap_get_bitmap {
 	__u32 size;
@@ -431,10 +442,13 @@ struct kvmsnap_set_eventfd {
  * @KVMSNAP_TRACK_OWNER: through the VM's dirty ring, which this session harvests and
  *	resets; nobody else may.  Only in the VMM's own process.
  * @KVMSNAP_TRACK_COMPARE: not at all: QUEUE_COMPARE finds what has changed
+ * @KVMSNAP_TRACK_OBSERVER: through KVM's events about the VM's dirty ring, which the VMM
+ *	harvests and resets, one reset at a time.  Any VM that BIND_VM takes.
  */
 enum kvmsnap_track_mode {
 	KVMSNAP_TRACK_OWNER = 1,
 	KVMSNAP_TRACK_COMPARE = 2,
+	KVMSNAP_TRACK_OBSERVER = 3,
 };
 
 /**
@@ -457,6 +471,8 @@ enum kvmsnap_track_flags {
  * Makes all pages dirty.  From then on a page that is written comes back into the dirty set:
  *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests in the
  *    background, and when asked to by HARVEST.
+ *  - written by a vCPU, in observer mode: when the VMM has reset the ring's entry, and the
+ *    same ring once more, or at HARVEST.
  *  - written by the VMM itself or by the kernel on its behalf (device emulation, vhost):
  *    when the VMM says so by MARK_DIRTY.
  *  - replaced or moved by the host (reclaim, migration, KSM), or dropped by the VMM from
@@ -470,9 +486,13 @@ enum kvmsnap_track_flags {
  * VMM makes one; KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 without KVM_DIRTY_LOG_INITIALLY_SET.
  * See Documentation/virt/kvm/api.rst in the kernel, sections 8.29 and 4.35.
  *
+ * Observer mode wants the ring, and that logging is switched on after TRACK; slots that log
+ * before are dirty at each HARVEST.  PASS_DIRTY fails with ENODATA until all of them log.
+ * vCPUs that are made after TRACK make all pages dirty at each HARVEST.
+ *
  * Errors: ENODEV no VM bound; EALREADY tracking already; EPERM owner mode and the VM is
- * another process's; EOPNOTSUPP the VM has no dirty ring, or logging leaves pages
- * unprotected (KVM_DIRTY_LOG_INITIALLY_SET); ENODATA a memslot under a region doesn't
+ * another process's; EOPNOTSUPP the VM has no dirty ring, logging leaves pages
+ * unprotected (KVM_DIRTY_LOG_INITIALLY_SET), or KVM tells of no events; ENODATA owner mode and a memslot under a region doesn't
  * log dirty pages; ESRCH VM's process gone; EBUSY a pass is running, or another session
  * owns the VM's rings (for one that was closed it waits); ENOMEM.
  */
@@ -497,7 +517,11 @@ struct kvmsnap_track {
  * after the last ioctl on a vCPU, before the last pass (a processor may log writes in a
  * buffer of its own that KVM empties when the vCPU comes out).
  *
- * Errors: ENODATA no owner mode; ESTALE somebody else has harvested the rings (as QUEUE);
+ * In observer mode nothing is taken out of the rings.  What may be written again without being
+ * told of is made dirty, each time: called once before the last pass, as above.
+ *
+ * Errors: ENODATA neither owner nor observer mode, or, in observer mode, a memslot under a
+ * region doesn't log dirty pages; ESTALE somebody else has harvested the rings (as QUEUE);
  * ESRCH VM's process gone; EINTR a fatal signal.
  */
 struct kvmsnap_harvest {

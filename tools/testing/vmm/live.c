@@ -41,13 +41,20 @@ static int finish(int session, struct live_report *report)
 	return 0;
 }
 
-/* Write what is dirty.  The seconds it took go to *took. */
-static int pass(int session, uint32_t flags, struct live_report *report, double *took)
+/* Write what is dirty, or what all pages are compared for. */
+static int queue(int session, bool compare, uint32_t flags)
+{
+	return compare ? kvmsnap_queue_compare(session, flags, NULL) :
+			 kvmsnap_queue_dirty(session, flags, NULL);
+}
+
+/* A pass while the machine runs.  The seconds it took go to *took. */
+static int pass(int session, bool compare, struct live_report *report, double *took)
 {
 	double began = now();
 	int err;
 
-	err = kvmsnap_queue_dirty(session, flags, NULL);
+	err = queue(session, compare, 0);
 	if (err)
 		return fail("starting a pass", err);
 	err = finish(session, report);
@@ -61,8 +68,7 @@ static int last_pass(int session, bool compare, bool stage)
 	struct kvmsnap_wait wait;
 	int err;
 
-	err = kvmsnap_queue_dirty(session, (stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED) |
-				  (compare ? KVMSNAP_QUEUE_COMPARE : 0), NULL);
+	err = queue(session, compare, stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED);
 	if (err)
 		return fail("starting a pass", err);
 	return waited(kvmsnap_wait_staged(session, -1, &wait), &wait);
@@ -73,7 +79,8 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 {
 	double began = now(), took, rate, stopped, at;
 	uint64_t work = machine_work(m);
-	uint32_t mode = options->compare_only ? KVMSNAP_TRACK_COMPARE : KVMSNAP_TRACK_OWNER;
+	uint32_t mode = options->compare_only ? KVMSNAP_TRACK_COMPARE :
+			m->config.reap_ms ? KVMSNAP_TRACK_OBSERVER : KVMSNAP_TRACK_OWNER;
 	bool hash = options->hash || options->compare_only;
 	int session, err;
 
@@ -93,10 +100,15 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 		goto out;
 	}
 
-	/* 1. vCPUs' writes go to the rings, and the module empties these. */
-	err = options->compare_only ? 0 : machine_logging(m, true);
+	/*
+	 * 1. vCPUs' writes go to the rings, and the module empties these.  Or it watches us do so,
+	 * and that from before the first write is logged.
+	 */
+	err = mode == KVMSNAP_TRACK_OWNER ? machine_logging(m, true) : 0;
 	if (!err)
 		err = kvmsnap_track(session, mode, hash ? KVMSNAP_TRACK_HASH : 0);
+	if (!err && mode == KVMSNAP_TRACK_OBSERVER)
+		err = machine_logging(m, true);
 	if (err) {
 		fail("tracking", err);
 		goto out;
@@ -107,16 +119,16 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 
 	/* 3. While the machine runs: until what is left can be written in the pause. */
 	do {
-		err = pass(session, options->compare_only && report->passes ?
-			   KVMSNAP_QUEUE_COMPARE : 0, report, &took);
+		err = pass(session, options->compare_only && report->passes, report, &took);
 		if (err)
 			goto out;
 		report->passes++;
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
 		kvmsnap_stats(session, &report->stats);
-	} while (report->passes < options->max_passes &&
-		 (options->max_downtime < 0 ||
-		  (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime));
+	} while (machine_work(m) - work < options->min_work ||
+		 (report->passes < options->max_passes &&
+		  (options->max_downtime < 0 ||
+		   (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime)));
 
 	/* 4. Nothing may write any more.  Here a VMM saves the state of its devices. */
 	stopped = now();

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "kvmsnap.h"
+#include "reaper.h"
 
 #define HUGE		(2UL << 20)
 #define KICK		SIGUSR1
@@ -251,7 +252,9 @@ static void *run_vcpu(void *arg)
 		case KVM_EXIT_DIRTY_RING_FULL:
 			atomic_fetch_add(&m->ring_full, 1);
 			/* No room for what the vCPU is to write next: have it made. */
-			if (kvmsnap_harvest(atomic_load(&m->session), NULL))
+			if (m->config.reap_ms)
+				reaper_reap(m);
+			else if (kvmsnap_harvest(atomic_load(&m->session), NULL))
 				usleep(1000);	/* logging is on, tracking is not yet or no more */
 			break;
 		default:
@@ -322,6 +325,17 @@ static void *run_device(void *arg)
 	return NULL;
 }
 
+static void *run_reaper(void *arg)
+{
+	struct machine *m = arg;
+
+	while (may_run(m)) {
+		reaper_reap(m);
+		usleep(m->config.reap_ms * 1000);
+	}
+	return NULL;
+}
+
 int machine_create(struct machine *m, const struct machine_config *config)
 {
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_DIRTY_LOG_RING, .args[0] = config->ring * 16ULL };
@@ -335,6 +349,7 @@ int machine_create(struct machine *m, const struct machine_config *config)
 	m->pause = true;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->changed, NULL);
+	pthread_mutex_init(&m->reap, NULL);
 	sigaction(KICK, &action, NULL);
 
 	err = create_ram(m);
@@ -363,10 +378,16 @@ int machine_create(struct machine *m, const struct machine_config *config)
 		err = create_vcpu(m, i);
 	if (err)
 		return err;
-	m->running = config->vcpus + 1;
+	for (i = 0; i < config->vcpus && config->reap_ms && !err; i++)
+		err = reaper_map(m, &m->vcpus[i]);
+	if (err)
+		return err;
+	m->running = config->vcpus + 1 + !!config->reap_ms;
 	for (i = 0; i < config->vcpus; i++)
 		pthread_create(&m->vcpus[i].thread, NULL, run_vcpu, &m->vcpus[i]);
 	pthread_create(&m->device, NULL, run_device, m);
+	if (config->reap_ms)
+		pthread_create(&m->reaper, NULL, run_reaper, m);
 	machine_pause(m);
 	return 0;
 }
@@ -404,8 +425,11 @@ void machine_destroy(struct machine *m)
 	pthread_cond_broadcast(&m->changed);
 	pthread_mutex_unlock(&m->lock);
 	machine_pause(m);
+	if (m->config.reap_ms)
+		pthread_join(m->reaper, NULL);
 	for (i = 0; i < m->config.vcpus; i++) {
 		pthread_join(m->vcpus[i].thread, NULL);
+		reaper_unmap(m, &m->vcpus[i]);
 		munmap(m->vcpus[i].run, m->run_bytes);
 		close(m->vcpus[i].fd);
 	}

@@ -26,6 +26,7 @@ struct machine_config {
 	size_t dirtied;		/* bytes of RAM that the guest writes to, from GUEST_HEAP on */
 	size_t filled;		/* bytes of RAM that have content at the start */
 	bool device, balloon, smm;
+	unsigned int reap_ms;	/* reap the rings that often; 0: they are the module's.  See reaper.c */
 	uint64_t seed;
 };
 
@@ -35,6 +36,10 @@ struct vcpu {
 	int fd;
 	struct kvm_run *run;
 	pthread_t thread;
+
+	/* For reaper.c. */
+	struct kvm_dirty_gfn *ring;
+	uint32_t next;
 };
 
 struct machine {
@@ -42,7 +47,7 @@ struct machine {
 	int kvm, vm, memfd;
 	char *ram;
 	struct vcpu vcpus[GUEST_MAX_VCPUS];
-	pthread_t device;
+	pthread_t device, reaper;
 
 	/* The live save that vCPUs and devices have to tell; -1 for none. */
 	atomic_int session;
@@ -54,6 +59,9 @@ struct machine {
 	bool swapped;			/* the memslots' numbers */
 	unsigned int running;		/* @lock: threads that are not parked */
 	size_t run_bytes;
+
+	pthread_mutex_t reap;
+	unsigned long reaped;		/* @reap: entries */
 
 	/* What really happened, for tests. */
 	atomic_ulong ring_full, device_writes, balloon_drops, smis;

@@ -24,6 +24,7 @@ static const char usage[] =
 	"  --ring N            entries of each dirty ring, a power of two (4096)\n"
 	"  --pattern sequential|random|same|zero|aba\n"
 	"  --device --balloon --smm   write memory from outside the guest, drop pages, take SMIs\n"
+	"  --reap-ms N                reap its rings itself, as QEMU does, and have that observed\n"
 	"  --passes N          at most, with the VM running (10)\n"
 	"  --downtime MS       wished for (20)\n"
 	"  --hash              keep hashes of what is written, and compare at the end\n"
@@ -48,7 +49,7 @@ static int lookup(const char *const *names, int nr, const char *name)
 
 int main(int argc, char **argv)
 {
-	enum { RAM = 256, KIND, FILLED, DIRTIED, VCPUS, RING, PATTERN, DEVICE, BALLOON, SMM, PASSES,
+	enum { RAM = 256, KIND, FILLED, DIRTIED, VCPUS, RING, PATTERN, DEVICE, BALLOON, SMM, REAP_MS, PASSES,
 	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT };
 	static const struct option longs[] = {
 		{ "ram", required_argument, NULL, RAM }, { "kind", required_argument, NULL, KIND },
@@ -57,6 +58,7 @@ int main(int argc, char **argv)
 		{ "vcpus", required_argument, NULL, VCPUS }, { "ring", required_argument, NULL, RING },
 		{ "pattern", required_argument, NULL, PATTERN }, { "device", no_argument, NULL, DEVICE },
 		{ "balloon", no_argument, NULL, BALLOON }, { "smm", no_argument, NULL, SMM },
+		{ "reap-ms", required_argument, NULL, REAP_MS },
 		{ "passes", required_argument, NULL, PASSES },
 		{ "downtime", required_argument, NULL, DOWNTIME }, { "hash", no_argument, NULL, HASH },
 		{ "compare-only", no_argument, NULL, COMPARE_ONLY },
@@ -85,6 +87,7 @@ int main(int argc, char **argv)
 		case DEVICE: config.device = true; break;
 		case BALLOON: config.balloon = true; break;
 		case SMM: config.smm = true; break;
+		case REAP_MS: config.reap_ms = (unsigned int)atoi(optarg); break;
 		case PASSES: options.max_passes = (unsigned int)atoi(optarg); break;
 		case DOWNTIME: options.max_downtime = atof(optarg) / 1e3; break;
 		case HASH: options.hash = true; break;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Live saves in owner mode, by the small VMM of tools/testing/vmm: whatever dirties the
- * memory, the file equals it, byte for byte, once the machine is stopped.
+ * Live saves by the small VMM of tools/testing/vmm, in owner mode and, where it reaps its rings
+ * itself, in observer mode: whatever dirties the memory, the file equals it, byte for byte,
+ * once the machine is stopped.
  *
  * KVMSNAP_ROUNDS: random rounds (10).  KVMSNAP_SEED: of the first of them, to repeat it.
  */
@@ -18,8 +19,13 @@ static const struct machine_config small = {
 	.filled = RAM / 2, .dirtied = 4 * MIB, .seed = 42,
 };
 
-/* Always that many. */
-static const struct live_options few_passes = { .max_passes = 3, .max_downtime = -1 };
+/* Of a machine that is observed.  Stock QEMU takes a second. */
+#define REAP_MS	20
+
+/* Always that many, or more until the guest has written something. */
+static const struct live_options few_passes = {
+	.max_passes = 3, .max_downtime = -1, .min_work = 1000,
+};
 
 /* Save a running machine of that configuration.  -1 or how many pages differ. */
 static long save_live(const struct machine_config *config, const struct live_options *options,
@@ -53,6 +59,7 @@ FIXTURE(pattern) {
 FIXTURE_VARIANT(pattern) {
 	enum guest_pattern pattern;
 	unsigned int vcpus;
+	bool reaps;
 };
 
 FIXTURE_SETUP(pattern)
@@ -63,11 +70,15 @@ FIXTURE_TEARDOWN(pattern)
 {
 }
 
-FIXTURE_VARIANT_ADD(pattern, sequential) { PATTERN_SEQUENTIAL, 1 };
-FIXTURE_VARIANT_ADD(pattern, random) { PATTERN_RANDOM, 2 };
-FIXTURE_VARIANT_ADD(pattern, same) { PATTERN_SAME, 2 };
-FIXTURE_VARIANT_ADD(pattern, zero) { PATTERN_ZERO, 3 };
-FIXTURE_VARIANT_ADD(pattern, aba) { PATTERN_ABA, 4 };
+FIXTURE_VARIANT_ADD(pattern, sequential) { .pattern = PATTERN_SEQUENTIAL, .vcpus = 1 };
+FIXTURE_VARIANT_ADD(pattern, random) { .pattern = PATTERN_RANDOM, .vcpus = 2 };
+FIXTURE_VARIANT_ADD(pattern, same) { .pattern = PATTERN_SAME, .vcpus = 2 };
+FIXTURE_VARIANT_ADD(pattern, zero) { .pattern = PATTERN_ZERO, .vcpus = 3 };
+FIXTURE_VARIANT_ADD(pattern, aba) { .pattern = PATTERN_ABA, .vcpus = 4 };
+FIXTURE_VARIANT_ADD(pattern, sequential_observed) { .pattern = PATTERN_SEQUENTIAL, .vcpus = 4, .reaps = true };
+FIXTURE_VARIANT_ADD(pattern, random_observed) { .pattern = PATTERN_RANDOM, .vcpus = 2, .reaps = true };
+FIXTURE_VARIANT_ADD(pattern, same_observed) { .pattern = PATTERN_SAME, .vcpus = 1, .reaps = true };
+FIXTURE_VARIANT_ADD(pattern, aba_observed) { .pattern = PATTERN_ABA, .vcpus = 3, .reaps = true };
 
 TEST_F(pattern, is_exact)
 {
@@ -77,10 +88,11 @@ TEST_F(pattern, is_exact)
 
 	config.pattern = variant->pattern;
 	config.vcpus = variant->vcpus;
+	config.reap_ms = variant->reaps ? REAP_MS : 0;
 	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
 	EXPECT_LIVE(report);
-	/* Nobody but the vCPUs, and no change of the memslots. */
-	EXPECT_EQ(1, report.stats.all_dirty);
+	/* Nobody but the vCPUs, and no change of the memslots but the one that has them log. */
+	EXPECT_EQ(1 + variant->reaps, report.stats.all_dirty);
 }
 
 FIXTURE(kind) {
@@ -126,9 +138,12 @@ TEST_F(kind, device_and_balloon)
 TEST(full_rings)
 {
 	struct machine_config config = small;
+	struct live_options options = few_passes;
 	struct live_report report;
 	struct machine m;
 
+	/* Each vCPU goes through more pages than its ring has places. */
+	options.min_work = 20000;
 	config.ring = 1024;
 	config.vcpus = 4;
 	config.pattern = PATTERN_SEQUENTIAL;
@@ -136,7 +151,7 @@ TEST(full_rings)
 	config.kind = RAM_SMALL;
 	/* The harvester would be in time here. */
 	ASSERT_EQ(0, run("echo 1000 >" HARVEST_MS));
-	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
+	ASSERT_EQ(0, save_live(&config, &options, &m, &report));
 	EXPECT_LIVE(report);
 	EXPECT_LT(0, m.ring_full);
 	EXPECT_EQ(0, run("echo 4 >" HARVEST_MS));
@@ -153,6 +168,27 @@ TEST(large_rings)
 	config.dirtied = RAM;
 	ASSERT_EQ(0, save_live(&config, &few_passes, &m, &report));
 	EXPECT_LIVE(report);
+}
+
+/* The observer's log has to hold all that is open while full rings are reset again and again. */
+TEST(full_rings_observed)
+{
+	struct machine_config config = small;
+	struct live_options options = few_passes;
+	struct live_report report;
+	struct machine m;
+
+	options.min_work = 20000;
+	config.reap_ms = 1000;
+	config.ring = 1024;
+	config.vcpus = 4;
+	config.pattern = PATTERN_SEQUENTIAL;
+	config.dirtied = RAM;
+	config.kind = RAM_SMALL;
+	ASSERT_EQ(0, save_live(&config, &options, &m, &report));
+	EXPECT_LIVE(report);
+	EXPECT_LT(0, m.ring_full);
+	EXPECT_EQ(2, report.stats.all_dirty);
 }
 
 /* System management mode writes through memslots of its own. */
@@ -232,15 +268,16 @@ TEST(random_rounds)
 		config.device = x >> 39 & 1;
 		config.balloon = x >> 38 & 1;
 		config.smm = x >> 37 & 1;
+		config.reap_ms = x >> 35 & 1 ? 1U << (x >> 31) % 8 : 0;
 		options.hash = x >> 36 & 1;
 		options.compare_only = (x >> 31) % 4 == 0;
 		options.max_passes = 2 + (x >> 34) % 3;
 		differ = save_live(&config, &options, &m, &report);
-		TH_LOG("seed %llu: %ld pages differ; pattern %d, kind %d, %u vCPUs, ring %u, %lu MiB%s%s%s%s: "
+		TH_LOG("seed %llu: %ld pages differ; pattern %d, kind %d, %u vCPUs, ring %u, %lu MiB%s%s%s%s%s: "
 		       "%u passes, %llu entries", (unsigned long long)seed, differ, config.pattern,
 		       config.kind, config.vcpus, config.ring, config.dirtied / MIB,
 		       config.device ? ", device" : "", config.balloon ? ", balloon" : "",
-		       config.smm ? ", SMM" : "",
+		       config.smm ? ", SMM" : "", config.reap_ms ? ", observed" : "",
 		       options.compare_only ? ", no ring" : options.hash ? ", hashes" : "",
 		       report.passes, (unsigned long long)report.stats.harvested);
 		ASSERT_EQ(0, differ);
@@ -340,7 +377,7 @@ TEST_F(live, contract)
 	ASSERT_EQ(0, kvmsnap_bind_vm(other, self->m.vm));
 	EXPECT_EQ(-EBUSY, kvmsnap_track(other, KVMSNAP_TRACK_OWNER, 0));
 	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(other, 0, 0));
-	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(other, 3, 0));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_track(other, 4, 0));
 	EXPECT_EQ(-EINVAL, kvmsnap_track(other, KVMSNAP_TRACK_COMPARE, 0));
 	EXPECT_EQ(0, kvmsnap_track(other, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH));
 	EXPECT_EQ(-ENODATA, kvmsnap_harvest(other, NULL));
@@ -601,8 +638,8 @@ static double stage(struct machine *m, int session, char *ram, bool compare)
 	memcpy(ram, m->ram, RAM);
 	began = seconds();
 	if (kvmsnap_harvest(session, NULL) ||
-	    kvmsnap_queue_dirty(session, KVMSNAP_QUEUE_STAGE |
-				(compare ? KVMSNAP_QUEUE_COMPARE : 0), NULL) ||
+	    (compare ? kvmsnap_queue_compare(session, KVMSNAP_QUEUE_STAGE, NULL) :
+		       kvmsnap_queue_dirty(session, KVMSNAP_QUEUE_STAGE, NULL)) ||
 	    kvmsnap_wait_staged(session, 60 * SECOND, &wait) || wait.error)
 		return 1e6;
 	return seconds() - began;
@@ -731,10 +768,12 @@ TEST(killed_vmm_leaves_nothing)
 		ASSERT_LE(0, pid);
 		if (pid == 0) {
 			struct live_options options = { .max_passes = 100000, .max_downtime = -1 };
+			struct machine_config config = small;
 			struct live_report report;
 			struct machine m;
 
-			if (machine_create(&m, &small))
+			config.reap_ms = i % 2 ? REAP_MS : 0;
+			if (machine_create(&m, &config))
 				_exit(1);
 			machine_resume(&m);
 			live_save(&m, target_create(RAM), &options, true, &report);
@@ -773,6 +812,138 @@ TEST_F(live, closed_while_running)
 	for (i = 0; i < 500 && module_references() > open; i++)
 		usleep(10000);
 	EXPECT_EQ(open, module_references());
+}
+
+/* A running machine that reaps its rings itself, and is to be observed. */
+FIXTURE(observed) {
+	struct machine m;
+	int session, target;
+};
+
+FIXTURE_SETUP(observed)
+{
+	struct machine_config config = small;
+
+	config.reap_ms = REAP_MS;
+	self->target = target_create(RAM);
+	ASSERT_EQ(0, machine_create(&self->m, &config));
+	self->session = kvmsnap_open(NULL);
+	ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
+	ASSERT_EQ(0, kvmsnap_bind_vm(self->session, self->m.vm));
+	ASSERT_EQ(0, kvmsnap_add_region(self->session, (uintptr_t)self->m.ram, RAM, 0, 0));
+	machine_resume(&self->m);
+}
+
+FIXTURE_TEARDOWN(observed)
+{
+	machine_destroy(&self->m);
+	close(self->session);
+	close(self->target);
+}
+
+/* Logging is another's to switch on and off: without it nothing is taken for clean. */
+TEST_F(observed, logging_comes_and_goes)
+{
+	struct kvmsnap_wait wait;
+
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, KVMSNAP_TRACK_HASH));
+	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(self->session, 0, NULL));
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	ASSERT_EQ(0, machine_logging(&self->m, false));
+	usleep(50000);
+	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(self->session, 0, NULL));
+	/* Without a ring, by comparing. */
+	EXPECT_EQ(0, kvmsnap_queue_compare(self->session, 0, NULL));
+	EXPECT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+	EXPECT_EQ(0, wait.error);
+	/* What was written without logging is dirty. */
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+}
+
+/* What logged before anybody listened may be open since then. */
+TEST_F(observed, logged_before)
+{
+	struct kvmsnap_harvest harvest;
+
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	usleep(50000);
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	machine_pause(&self->m);
+	ASSERT_EQ(0, kvmsnap_harvest(self->session, &harvest));
+	EXPECT_EQ(RAM / PAGE, harvest.pages_dirty);
+	EXPECT_EQ(0, pass_dirty(self->session, KVMSNAP_QUEUE_STOPPED));
+	EXPECT_EQ(0, machine_differs(&self->m, self->target));
+	EXPECT_EQ(1, all_dirty(self->session));
+}
+
+/* From save to save, the machine running in between, with what is open at each stop. */
+TEST_F(observed, stops_again_and_again)
+{
+	struct kvmsnap_stats stats;
+	int i;
+
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	for (i = 0; i < 20; i++) {
+		EXPECT_EQ(0, pass_dirty(self->session, 0));
+		usleep((useconds_t)i * 3000);
+		ASSERT_EQ(0, finish(&self->m, self->session, self->target));
+		ASSERT_EQ(0, kvmsnap_stats(self->session, &stats));
+		/* What is open, and not all. */
+		EXPECT_GT(RAM / PAGE / 2, stats.pages_written);
+		machine_resume(&self->m);
+	}
+	EXPECT_EQ(2, all_dirty(self->session));
+}
+
+TEST_F(observed, memslots_change)
+{
+	uint64_t before;
+	int i;
+
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	for (i = 0; i < 5; i++) {
+		EXPECT_EQ(0, pass_dirty(self->session, 0));
+		before = all_dirty(self->session);
+		machine_pause(&self->m);
+		ASSERT_EQ(0, machine_swap_slots(&self->m));
+		machine_resume(&self->m);
+		usleep(20000);
+		EXPECT_EQ(0, pass_dirty(self->session, 0));
+		EXPECT_LT(before, all_dirty(self->session));
+	}
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+}
+
+/* Another process's rings may be watched by whoever may trace it. */
+TEST_F(observed, from_another_process)
+{
+	pid_t pid;
+	int status;
+
+	pid = fork();
+	if (pid == 0) {
+		int session = kvmsnap_open(NULL);
+
+		if (kvmsnap_bind_vm(session, self->m.vm) ||
+		    kvmsnap_set_target(session, self->target) ||
+		    kvmsnap_add_region(session, (uintptr_t)self->m.ram, RAM, 0, 0) < 0 ||
+		    kvmsnap_track(session, KVMSNAP_TRACK_OBSERVER, 0))
+			_exit(1);
+		/* Killed while it watches. */
+		raise(SIGKILL);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_EQ(SIGKILL, status);
+	EXPECT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
 }
 
 /* Another process's rings are not ours to reset. */
