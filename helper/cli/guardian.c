@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -13,22 +14,25 @@
 /* What the helper writes into the pipe. */
 #define SAYS_STOPPED	's'
 #define SAYS_RESUMED	'r'
+#define SAYS_LOGGING	'l'
+#define SAYS_QUIET	'q'
 #define SAYS_DONE	'd'
 
 /*
- * Let the VM go on.  QEMU carries commands out in order, so it does not matter what the
+ * Have QEMU do something.  It carries commands out in order, so it does not matter what the
  * helper had sent; 0xff ends a command that it had begun.  The answer is waited for without
  * a limit, because QEMU drops what a closed connection had queued.
  */
-static void resume(int qmp_fd)
+static void command(int qmp_fd, const char *name)
 {
-	static const char cont[] = "\xff\n{\"execute\":\"cont\",\"id\":\"guardian\"}\n";
-	char answer[4096 + 1];
+	char text[128], answer[4096 + 1];
 	size_t len = 0;
 	ssize_t n;
 
-	if (send(qmp_fd, cont, sizeof(cont) - 1, MSG_NOSIGNAL) < 0)
+	n = snprintf(text, sizeof(text), "\xff\n{\"execute\":\"%s\",\"id\":\"guardian-%s\"}\n", name, name);
+	if (send(qmp_fd, text, (size_t)n, MSG_NOSIGNAL) < 0)
 		return;
+	snprintf(text, sizeof(text), "\"guardian-%s\"", name);
 	for (;;) {
 		n = recv(qmp_fd, answer + len, sizeof(answer) - 1 - len, 0);
 		if (n < 0 && errno == EINTR)
@@ -37,31 +41,37 @@ static void resume(int qmp_fd)
 			return;
 		len += (size_t)n;
 		answer[len] = 0;
-		if (memmem(answer, len, "\"guardian\"", 10))
+		if (memmem(answer, len, text, strlen(text)))
 			return;
 		/* Keep what the word may have begun in. */
-		if (len > 64) {
-			memmove(answer, answer + len - 16, 16);
-			len = 16;
+		if (len > 128) {
+			memmove(answer, answer + len - 64, 64);
+			len = 64;
 		}
 	}
 }
 
 static void guard(int pipe_fd, int qmp_fd, const char *partial)
 {
-	char state = SAYS_RESUMED, c;
+	bool stopped = false, logging = false;
 	ssize_t n;
+	char c;
 
 	while ((n = read(pipe_fd, &c, 1)) != 0) {
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 || c == SAYS_DONE)
 			_exit(0);
-		state = c;
+		if (c == SAYS_STOPPED || c == SAYS_RESUMED)
+			stopped = c == SAYS_STOPPED;
+		else
+			logging = c == SAYS_LOGGING;
 	}
 	/* The pipe closed without a word: the helper is dead.  The guest comes first. */
-	if (state == SAYS_STOPPED)
-		resume(qmp_fd);
+	if (stopped)
+		command(qmp_fd, "cont");
+	if (logging)
+		command(qmp_fd, "cancel-vcpu-dirty-limit");
 	if (partial)
 		unlink(partial);
 	_exit(0);
@@ -111,9 +121,14 @@ static void say(struct guardian *guardian, char c)
 		;
 }
 
-void guardian_stopped(struct guardian *guardian, int stopped)
+void guardian_stopped(struct guardian *guardian, bool stopped)
 {
 	say(guardian, stopped ? SAYS_STOPPED : SAYS_RESUMED);
+}
+
+void guardian_logging(struct guardian *guardian, bool logging)
+{
+	say(guardian, logging ? SAYS_LOGGING : SAYS_QUIET);
 }
 
 void guardian_end(struct guardian *guardian)

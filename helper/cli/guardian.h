@@ -7,6 +7,8 @@
 #ifndef GUARDIAN_H
 #define GUARDIAN_H
 
+#include <stdbool.h>
+
 #include "error.h"
 
 struct guardian {
@@ -14,11 +16,13 @@ struct guardian {
 };
 
 /*
- * Start it.  From now on, if the helper dies: @partial (NULL for none) is removed, and
- * between guardian_stopped(true) and guardian_stopped(false) the VM is resumed.
+ * Start it.  From now on, if the helper dies: @partial (NULL for none) is removed; between
+ * guardian_stopped(true) and guardian_stopped(false) the VM is resumed, and likewise with
+ * guardian_logging() QEMU's logging of writes is switched off.
  */
 int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, struct error *err);
-void guardian_stopped(struct guardian *guardian, int stopped);
+void guardian_stopped(struct guardian *guardian, bool stopped);
+void guardian_logging(struct guardian *guardian, bool logging);
 
 /* Nothing is left to undo: end it. */
 void guardian_end(struct guardian *guardian);

@@ -238,8 +238,12 @@ int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, s
 
 	if (!any_region(ram))
 		return 0;
-	ret = kind == KVMSNAP_PASS_DIRTY ? kvmsnap_queue_dirty(ram->session, flags, NULL) :
-					   kvmsnap_queue_all(ram->session, NULL);
+	if (kind == KVMSNAP_PASS_DIRTY)
+		ret = kvmsnap_queue_dirty(ram->session, flags, NULL);
+	else if (flags & KVMSNAP_QUEUE_COMPARE)
+		ret = kvmsnap_queue_compare(ram->session, flags, NULL);
+	else
+		ret = kvmsnap_queue_all(ram->session, NULL);
 	if (ret)
 		return error_set(err, -ret, "starting the save: %s%s", strerror(-ret), advice(-ret));
 	ret = wait_pass(ram, flags & KVMSNAP_QUEUE_STAGE, what, err);

@@ -4,18 +4,22 @@
  *
  * The order, and what each step's failure undoes:
  *   attach to QEMU, open session and target    nothing is changed yet
- *   live: lay the file out, RAM -> file while the VM runs, until what is left is little
+ *   live: lay the file out, RAM -> file while the VM runs, until what is left is little.
+ *   Where soft-dirty bits help, the VM stops for a moment after the first pass: they are
+ *   cleared with no I/O in flight
  *   stop the VM, if it runs                    resume
  *   device state -> memory (its pre_save handlers may still write RAM)
  *   lay the file out, or what is new of it, give it its size
  *   RAM -> file, by the module; what no memslot maps, by us.  After live passes: what
- *   differs from what the file holds, which all of RAM is compared for
+ *   differs from what the file holds, which all of RAM is compared for, or what may have been
+ *   written since (follow.h)
  *   resume, unless told otherwise
  *   records, bitmaps, device state -> file; durable; its name
  * A failure removes the partial file and leaves the VM as it was found.  Should this
  * process be killed, its guardian does both.
  */
 #include "cli.h"
+#include "follow.h"
 #include "guardian.h"
 #include "ram.h"
 
@@ -64,6 +68,7 @@ struct options {
 /* Where the time went, in seconds. */
 struct phases {
 	double live, stop, devices, ram, resume, stage, commit, paused, total;
+	double clear;			/* short stops in the live phase; in @paused too */
 };
 
 struct save {
@@ -73,8 +78,11 @@ struct save {
 	struct guardian guardian;
 	struct snapfile snap;
 	struct ram ram;
+	struct follow follow;
 	struct phases phases;
 	long passes;			/* live ones */
+	double compare_seconds;		/* of a live pass that compared everything; 0 for none */
+	uint64_t last_looks;		/* pages that the last pass was over */
 	uint64_t last_bytes;		/* written with the VM stopped */
 	double first_seconds;		/* the first live pass took */
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
@@ -121,10 +129,24 @@ static int resume(struct save *save, struct error *err)
 	if (ret)
 		return ret;
 	save->stopped_by_us = false;
-	guardian_stopped(&save->guardian, 0);
+	guardian_stopped(&save->guardian, false);
 	save->phases.resume = now() - began;
-	save->phases.paused = now() - save->stopped_at;
+	save->phases.paused += now() - save->stopped_at;
 	return 0;
+}
+
+static int stop(struct save *save, struct error *err)
+{
+	int ret;
+
+	guardian_stopped(&save->guardian, true);
+	save->stopped_by_us = true;
+	save->stopped_at = now();
+	ret = qemu_stop(&save->qemu, &save->stopped_by_us, err);
+	/* Somebody else was first: it stays stopped. */
+	if (!ret && !save->stopped_by_us)
+		guardian_stopped(&save->guardian, false);
+	return ret;
 }
 
 /*
@@ -135,30 +157,85 @@ static double look_seconds(const struct save *save)
 {
 	const struct ram *ram = &save->ram;
 	double last = (double)ram->stats.bytes_written, first = (double)ram->first.bytes_written;
-	double look = ram->seconds;
+	double look = save->compare_seconds ? save->compare_seconds : ram->seconds;
 
-	if (save->passes > 1 && first > last && save->first_seconds > ram->seconds)
-		look -= last * (save->first_seconds - ram->seconds) / (first - last);
+	if (first > last && save->first_seconds > look)
+		look -= last * (save->first_seconds - look) / (first - last);
 	return look > 0 ? look : 0;
 }
 
-/* How long the VM would stop for another pass: about as long as the last had to be waited for. */
-static double downtime(const struct save *save)
+/* Does the stage hold what the last pass wrote?  Then the VM won't have to wait for the disk. */
+static bool is_staged(const struct save *save)
 {
-	bool fits = save->opt->stage && save->ram.stats.bytes_written <= save->opt->stage;
-
-	return fits ? look_seconds(save) : save->ram.seconds;
+	return save->opt->stage && save->ram.stats.bytes_written <= save->opt->stage;
 }
 
-/* Another pass while the VM runs? */
-static bool another_pass(const struct save *save, double before)
+/*
+ * How long would the VM stop for another pass?  Where everything is compared, about as long as for
+ * the last pass.  Otherwise the part of that which there is to look at, and, unless it is staged,
+ * the writing.  Negative when it can't be said.
+ */
+static double downtime(struct save *save, bool staged, struct error *err)
 {
 	const struct ram *ram = &save->ram;
+	double bytes = (double)ram->stats.bytes_written, written = (double)ram->first.bytes_written;
+	double content = written / SNAP_PAGE + (double)ram->first.pages_zero, looks;
+	int64_t expect;
 
-	if (downtime(save) <= save->opt->max_downtime || save->passes >= save->opt->max_passes)
-		return false;
-	/* No use where passes don't get shorter any more: the guest writes as fast as we. */
-	return save->passes < 3 || ram->seconds < before * 0.9;
+	if (!save->follow.ring)
+		return staged ? look_seconds(save) : ram->seconds;
+	expect = follow_expect(&save->follow, err);
+	if (expect < 0)
+		return (double)expect;
+	looks = (double)expect + (double)ram->stats.pages_dirty;
+	if (looks > content)
+		looks = content;
+	if (content > 0)
+		looks *= look_seconds(save) / content;
+	return staged || !written ? looks : looks + bytes * save->first_seconds / written;
+}
+
+/* The VM stops for as long as soft-dirty bits take to be cleared. */
+static int clear_bits(struct save *save, struct error *err)
+{
+	double before = save->phases.paused;
+	int ret = stop(save, err);
+
+	if (!ret)
+		ret = follow_clear(&save->follow, err);
+	if (!ret)
+		ret = resume(save, err);
+	save->phases.clear += save->phases.paused - before;
+	return ret;
+}
+
+/*
+ * The next pass while the VM runs.  The first is over everything; then, if there are soft-dirty
+ * bits, one that compares everything begins where they do.
+ */
+static int live_pass(struct save *save, struct error *err)
+{
+	struct ram *ram = &save->ram;
+	bool everything = save->passes && !save->follow.ring;
+	char what[32];
+	int ret = 0;
+
+	if (save->passes && follow_has_bits(&save->follow)) {
+		everything = !save->follow.cleared;
+		ret = clear_bits(save, err);
+	}
+	if (ret)
+		return ret;
+	snprintf(what, sizeof(what), "pass %ld", ++save->passes);
+	ret = ram_pass(ram, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
+		       save->passes > 1 ? KVMSNAP_QUEUE_COMPARE : 0, what, err);
+	if (save->passes == 1)
+		save->first_seconds = ram->seconds;
+	else if (ram->seconds > 0)
+		save->dirty_rate = (double)ram->stats.bytes_written / ram->seconds;
+	if (everything)
+		save->compare_seconds = ram->seconds;
+	return ret;
 }
 
 /* Write RAM while the VM runs, until the rest can be written in the pause. */
@@ -166,43 +243,44 @@ static int live_passes(struct save *save, struct error *err)
 {
 	const struct options *opt = save->opt;
 	struct ram *ram = &save->ram;
+	double before, wanted = 0, cost;
 	bool stage_helps;
-	double before, wanted;
-	char what[32];
 	int ret;
 
-	ret = kvmsnap_track(ram->session, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH);
-	if (ret)
-		return error_set(err, -ret, "following the VM's memory: %s", strerror(-ret));
 	ret = opt->stage ? kvmsnap_set_stage(ram->session, opt->stage) : 0;
 	if (ret)
 		return error_set(err, -ret, "a stage of %s: %s; choose a smaller --stage",
 				 human_bytes((double)opt->stage), strerror(-ret));
 	ret = ram_add_blocks(ram, err);
+	if (!ret)
+		ret = follow_start(&save->follow, err);
 	if (ret)
 		return ret;
 	do {
-		before = ram->seconds;
-		snprintf(what, sizeof(what), "pass %ld", ++save->passes);
-		/* From the second on everything is compared with what the file holds. */
-		ret = ram_pass(ram, KVMSNAP_PASS_DIRTY,
-			       save->passes > 1 ? KVMSNAP_QUEUE_COMPARE : 0, what, err);
+		before = wanted;
+		cost = save->phases.clear;
+		ret = live_pass(save, err);
 		if (ret)
 			return ret;
-		if (save->passes == 1)
-			save->first_seconds = ram->seconds;
-		else if (ram->seconds > 0)
-			save->dirty_rate = (double)ram->stats.bytes_written / ram->seconds;
-	} while (another_pass(save, before));
+		cost = save->phases.clear - cost;
+		wanted = downtime(save, is_staged(save), err);
+		if (wanted < 0)
+			return (int)wanted;
+		/*
+		 * Not where it does not get shorter any more, because the guest writes as fast as
+		 * we do, or the stop before another pass takes as long as that can save.
+		 */
+	} while (save->phases.paused + wanted > opt->max_downtime && save->passes < opt->max_passes &&
+		 (save->passes < 3 || (wanted < before * 0.9 && cost < wanted / 2)));
 
-	wanted = downtime(save);
-	stage_helps = ram->stats.bytes_written > opt->stage &&
-		      look_seconds(save) <= opt->allow_downtime;
+	stage_helps = !is_staged(save) && downtime(save, true, err) <= opt->allow_downtime;
+	wanted += save->phases.paused;
 	if (wanted > opt->allow_downtime)
 		return error_set(err, ETIME,
-				 "the guest would stop for about %.0f ms, and %.0f ms are allowed: it changes %s/s, and all of its memory is compared at the end; allow more with --allow-downtime %.0fms%s%s",
-				 wanted * 1e3, opt->allow_downtime * 1e3,
-				 human_bytes(save->dirty_rate), wanted * 1.2e3,
+				 "the guest would stop for about %.0f ms, and %.0f ms are allowed: it changes %s/s%s%s; allow more with --allow-downtime %.0fms%s%s",
+				 wanted * 1e3, opt->allow_downtime * 1e3, human_bytes(save->dirty_rate),
+				 save->follow.ring ? "" : ", and all of its memory is compared at the end: ",
+				 save->follow.ring ? "" : save->follow.why, wanted * 1.2e3,
 				 stage_helps ? ", or keep the disk out of it with a --stage of more than " : "",
 				 stage_helps ? human_bytes((double)ram->stats.bytes_written) : "");
 	return 0;
@@ -211,15 +289,20 @@ static int live_passes(struct save *save, struct error *err)
 /* All of RAM, or what has changed since the live passes, with the VM stopped. */
 static int write_rest(struct save *save, struct error *err)
 {
+	uint32_t how = save->opt->stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED;
 	struct ram *ram = &save->ram;
 	int ret;
 
-	if (save->passes)
-		ret = ram_pass(ram, KVMSNAP_PASS_DIRTY, KVMSNAP_QUEUE_COMPARE |
-			       (save->opt->stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED),
-			       "the rest", err);
-	else
+	if (save->passes) {
+		ret = follow_collect(&save->follow, err);
+		if (ret < 0)
+			return ret;
+		ret = ram_pass(ram, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL,
+			       how | KVMSNAP_QUEUE_COMPARE, "the rest", err);
+		save->last_looks = ram->stats.pages_total;
+	} else {
 		ret = ram_pass(ram, KVMSNAP_PASS_ALL, 0, "saving", err);
+	}
 	return ret ? ret : ram_copy_rest(ram, err);
 }
 
@@ -247,15 +330,9 @@ static int save_vm(struct save *save, struct error *err)
 
 	began = now();
 	if (qemu_is_running(&save->qemu)) {
-		guardian_stopped(&save->guardian, 1);
-		save->stopped_by_us = true;
-		save->stopped_at = began;
-		ret = qemu_stop(&save->qemu, &save->stopped_by_us, err);
+		ret = stop(save, err);
 		if (ret)
 			return ret;
-		/* Somebody else was first: it stays stopped. */
-		if (!save->stopped_by_us)
-			guardian_stopped(&save->guardian, 0);
 	}
 	save->phases.stop = now() - began;
 
@@ -317,7 +394,7 @@ static void report(const struct save *save)
 	for (i = 0; i < save->snap.nr_blocks; i++)
 		ram += save->snap.blocks[i].length;
 	if (save->opt->json) {
-		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
+		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
 				 "file", save->opt->output,
 				 "machine", save->snap.machine,
 				 "file_bytes", (json_int_t)save->snap.size,
@@ -332,7 +409,10 @@ static void report(const struct save *save)
 				 "changed_bytes_per_second", save->dirty_rate,
 				 "paused_written_bytes", (json_int_t)(save->last_bytes - staged),
 				 "staged_bytes", (json_int_t)staged,
-				 "phases", "live", p->live, "stop", p->stop, "devices", p->devices, "ram", p->ram,
+				 "paused_compared_bytes", (json_int_t)(save->last_looks * SNAP_PAGE),
+				 "tracking", !save->passes ? NULL : save->follow.ring ? "ring" : "compare",
+				 "soft_dirty", save->follow.cleared,
+				 "phases", "live", p->live, "clear", p->clear, "stop", p->stop, "devices", p->devices, "ram", p->ram,
 				 "resume", p->resume, "stage", p->stage, "commit", p->commit);
 		if (json) {
 			json_dumpf(json, stdout, JSON_INDENT(2));
@@ -347,15 +427,19 @@ static void report(const struct save *save)
 	       save->opt->output ? save->opt->output : "to the descriptor",
 	       human_bytes((double)bytes), human_bytes((double)ram), seconds, human_bytes(rate), p->total);
 	if (save->passes)
-		printf("%ld pass%s while the guest ran, which changed %s/s; %s in the last, with it stopped\n",
+		printf("%ld pass%s while the guest ran, which changed %s/s; %s in the last, with it stopped, of %s that %s\n",
 		       save->passes, save->passes == 1 ? "" : "es", human_bytes(save->dirty_rate),
-		       human_bytes((double)save->last_bytes));
+		       human_bytes((double)save->last_bytes),
+		       human_bytes((double)(save->last_looks * SNAP_PAGE)),
+		       save->follow.cleared ? "may have changed" : "had to be compared");
+	if (save->passes && !save->follow.ring)
+		printf("all memory was compared at the end: %s\n", save->follow.why);
 	if (staged)
 		printf("%s of that was staged, and written in %.1f ms%s\n", human_bytes((double)staged),
 		       p->stage * 1e3, save->opt->stay_stopped ? "" : " while the guest ran on");
 	if (p->paused > 0)
-		printf("guest stopped for %.1f ms: stop %.1f, devices %.1f, RAM %.1f, resume %.1f\n",
-		       p->paused * 1e3, p->stop * 1e3, p->devices * 1e3, p->ram * 1e3, p->resume * 1e3);
+		printf("guest stopped for %.1f ms: soft-dirty bits %.1f, stop %.1f, devices %.1f, RAM %.1f, resume %.1f\n",
+		       p->paused * 1e3, p->clear * 1e3, p->stop * 1e3, p->devices * 1e3, p->ram * 1e3, p->resume * 1e3);
 	else if (qemu_is_running(&save->qemu))
 		printf("the guest stays stopped\n");
 }
@@ -364,6 +448,7 @@ static int run(const struct options *opt, struct error *err)
 {
 	struct save save = {
 		.opt = opt, .devices = -1, .guardian.fd = -1, .qemu.qmp.fd = -1, .target.fd = -1,
+		.follow = { .ram = &save.ram, .guardian = &save.guardian },
 		.ram = {
 			.qemu = &save.qemu, .target = &save.target, .snap = &save.snap,
 			.interrupted = &interrupted, .session = -1, .vm_fd = -1,
@@ -392,6 +477,7 @@ static int run(const struct options *opt, struct error *err)
 				  first.text, second.text);
 		}
 	}
+	follow_end(&save.follow);
 	if (!ret)
 		report(&save);
 	target_close(&save.target);

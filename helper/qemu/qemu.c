@@ -209,6 +209,51 @@ int qemu_cont(struct qemu *qemu, struct error *err)
 	return simple(qemu, "cont", err);
 }
 
+int qemu_log_writes(struct qemu *qemu, bool on, struct error *err)
+{
+	json_t *result;
+	bool used;
+
+	if (!on)
+		return simple(qemu, "cancel-vcpu-dirty-limit", err);
+	result = qmp_command(&qemu->qmp, "query-vcpu-dirty-limit", NULL, -1, COMMAND_MS, err);
+	if (!result)
+		return -EIO;
+	used = json_array_size(result);
+	json_decref(result);
+	if (used)
+		return error_set(err, EBUSY, "QEMU limits the VM's dirty rate already");
+	/* In MB/s. */
+	result = qmp_command(&qemu->qmp, "set-vcpu-dirty-limit", json_pack("{s:i}", "dirty-rate", 1000000),
+			     -1, COMMAND_MS, err);
+	json_decref(result);
+	return result ? 0 : -EIO;
+}
+
+bool qemu_pins_memory(struct qemu *qemu)
+{
+	struct error ignored;
+	json_t *nodes = qmp_command(&qemu->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1),
+				    -1, COMMAND_MS, &ignored);
+	char *devices = qmp_hmp(&qemu->qmp, "info qtree", &ignored);
+	char *nets = qmp_hmp(&qemu->qmp, "info network", &ignored);
+	bool pins = !nodes || !devices || !nets || strstr(devices, "vdpa") || strstr(devices, "rdma") ||
+		    strstr(nets, "vdpa");
+	const char *driver;
+	json_t *node;
+	size_t i;
+
+	/* The driver that has the disk's controller to itself, by VFIO. */
+	json_array_foreach(nodes, i, node) {
+		driver = json_string_value(json_object_get(node, "drv"));
+		pins |= driver && !strcmp(driver, "nvme");
+	}
+	json_decref(nodes);
+	free(nets);
+	free(devices);
+	return pins;
+}
+
 /*
  * A line of `info ramblock` (QEMU system/physmem.c, ram_block_format()): name, page size
  * with unit, offset, used, total, address, ro or rw.

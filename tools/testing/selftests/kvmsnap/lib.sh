@@ -40,7 +40,7 @@ qemu_start() {
 	local name=$1
 	shift
 	rm -f "$work/$name".{qmp,qmp2,console,pid,log}
-	"${QEMU:-qemu-system-x86_64}" -accel kvm -cpu host -display none \
+	"${QEMU:-qemu-system-x86_64}" -accel "kvm${GUEST_RING:+,dirty-ring-size=$GUEST_RING}" -cpu host -display none \
 		-serial "file:$work/$name.console" -monitor none -parallel none -nic none \
 		-qmp "unix:$work/$name.qmp,server=on,wait=off" \
 		-qmp "unix:$work/$name.qmp2,server=on,wait=off" \
@@ -212,11 +212,14 @@ mkfs_mount() {
 }
 
 # TAP.  tap_case NAME FUNCTION ARG...: a function that returns 0 passes, 4 skips with its last
-# line as the reason.  tap_end prints the plan and leaves.
-tap_count=0 tap_failed=0
+# line as the reason.  tap_end prints the plan and leaves.  A script's -t TEXT: only cases
+# with that in their name.
+tap_count=0 tap_failed=0 tap_only=
+[ "${1:-}" != -t ] || tap_only=$2
 tap_case() {
 	local name=$1 log=$work/tap.log status
 	shift
+	case $name in *"$tap_only"*) ;; *) return ;; esac
 	tap_count=$((tap_count + 1))
 	# Not in a condition, where set -e would not count.
 	(

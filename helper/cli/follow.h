@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Following the writes to a running QEMU VM's RAM, so that at the stop not all of it has to be
+ * compared.
+ *
+ * vCPUs' writes, and KVM's for them, are in the dirty ring, which the module observes.  QEMU's
+ * own and those of the kernel on its behalf (device emulation, disk reads, vhost) are in no ring:
+ * on RAM where soft-dirty bits are to be trusted these tell, and all other RAM is compared.
+ * What the host takes away or moves the module's notifier tells.  And whatever was told of,
+ * rightly or not, is compared by hash before it is written.
+ */
+#ifndef FOLLOW_H
+#define FOLLOW_H
+
+#include "guardian.h"
+#include "ram.h"
+
+struct follow {
+	struct ram *ram;
+	struct guardian *guardian;
+	bool ring;		/* the module observes the ring; else all is compared, see @why */
+	const char *why;
+	bool logging;		/* was switched on by us */
+	struct follow_block {
+		bool soft;		/* its soft-dirty bits are good */
+		uint8_t *suspect;	/* a bit a page: not for these; NULL for none */
+	} *blocks;		/* as in the file; those beyond @nr are new, and all dirty */
+	size_t nr;
+	bool cleared;		/* soft-dirty bits were, once */
+	uint64_t marked;	/* pages that the last follow_collect() added */
+};
+
+/*
+ * Begin, with the blocks added and before the first pass.  Without a ring, or where somebody else
+ * uses QEMU's limit of the dirty rate, there is only comparing: no error.
+ */
+int follow_start(struct follow *follow, struct error *err);
+
+/* Are there bits to be cleared by follow_clear()? */
+bool follow_has_bits(const struct follow *follow);
+
+/*
+ * With the VM stopped, after a first pass and between two: what was written goes into the dirty
+ * set, and soft-dirty bits start anew.  After the first time the next pass is to compare
+ * everything: what was written before is not known.
+ */
+int follow_clear(struct follow *follow, struct error *err);
+
+/* How many pages would the last pass have to look at, if the VM was stopped now? */
+int64_t follow_expect(struct follow *follow, struct error *err);
+
+/*
+ * With the VM stopped, before the last pass: put all that may have been written into the dirty
+ * set.  1, or 0 when that is not known and all is to be compared.
+ */
+int follow_collect(struct follow *follow, struct error *err);
+
+/* The VM may run again, or was never stopped: have QEMU log no more.  Up to a second. */
+void follow_end(struct follow *follow);
+
+#endif
