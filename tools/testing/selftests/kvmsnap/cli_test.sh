@@ -318,16 +318,23 @@ blocked_migration() {
 	return $status
 }
 
+# The report of the quickest of three saves: whatever else the machine does only adds time.
+quickest() {
+	local i
+	for i in 1 2 3; do
+		kvmsnap save --qmp "$1" --output "$dir/snap" --json || break
+		rm "$dir/snap"
+	done | jq -es 'if length == 3 then min_by(.phases.ram) else error("a save failed") end'
+}
+
 # Memory that a guest has not used costs next to nothing: 4 GiB like 160 MiB.
 idle_guest() {
 	local small large
-	kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/small"
-	rm "$dir/snap"
+	quickest "$qmp" >"$work/small"
 	echo 1 >/proc/sys/vm/overcommit_memory
 	guest_start s "fill=32 tick=100" -m 4G
-	kvmsnap save --qmp "$work/s.qmp" --output "$dir/snap" --json >"$work/large" || { guest_kill s; return 1; }
+	quickest "$work/s.qmp" >"$work/large" || { guest_kill s; return 1; }
 	guest_kill s
-	rm "$dir/snap"
 	jq -c '{ram_bytes, written_bytes, untouched_bytes, ram: .phases.ram}' "$work/small" "$work/large"
 	small=$(jq .written_bytes "$work/small") large=$(jq .written_bytes "$work/large")
 	[ "$large" -lt $((small + (160 << 20))) ]
