@@ -64,6 +64,7 @@ union kvmsnap_arg {
 	struct kvmsnap_harvest harvest;
 	struct kvmsnap_mark_dirty mark_dirty;
 	struct kvmsnap_set_stage set_stage;
+	struct kvmsnap_set_phase set_phase;
 };
 
 /**
@@ -97,13 +98,14 @@ static const struct kvmsnap_op kvmsnap_ops[] = {
 	KVMSNAP_OP(KVMSNAP_QUEUE, kvmsnap_queue, pass, kvmsnap_session_queue),
 	KVMSNAP_OP(KVMSNAP_WAIT, kvmsnap_wait, pass, kvmsnap_session_wait),
 	KVMSNAP_OP(KVMSNAP_CANCEL, kvmsnap_cancel, flags, kvmsnap_session_cancel),
-	KVMSNAP_OP(KVMSNAP_STATS, kvmsnap_stats, pages_staged, kvmsnap_session_stats),
+	KVMSNAP_OP(KVMSNAP_STATS, kvmsnap_stats, pause_ns, kvmsnap_session_stats),
 	KVMSNAP_OP(KVMSNAP_GET_BITMAP, kvmsnap_get_bitmap, data, kvmsnap_session_get_bitmap),
 	KVMSNAP_OP(KVMSNAP_SET_EVENTFD, kvmsnap_set_eventfd, reserved, kvmsnap_session_set_eventfd),
 	KVMSNAP_OP(KVMSNAP_TRACK, kvmsnap_track, reserved, kvmsnap_session_track),
 	KVMSNAP_OP(KVMSNAP_HARVEST, kvmsnap_harvest, pages_dirty, kvmsnap_session_harvest),
 	KVMSNAP_OP(KVMSNAP_MARK_DIRTY, kvmsnap_mark_dirty, ranges, kvmsnap_session_mark_dirty),
 	KVMSNAP_OP(KVMSNAP_SET_STAGE, kvmsnap_set_stage, bytes, kvmsnap_session_set_stage),
+	KVMSNAP_OP(KVMSNAP_SET_PHASE, kvmsnap_set_phase, pause_ns, kvmsnap_session_set_phase),
 };
 
 static long kvmsnap_ioctl(struct file *file, unsigned int number, unsigned long user)
@@ -162,41 +164,41 @@ static int __init kvmsnap_init(void)
 	int err;
 
 	kvmsnap_kvm_module_init();
-	err = kvmsnap_writer_module_init();
+	err = kvmsnap_netlink_module_init();
 	if (err)
 		return err;
+	err = kvmsnap_writer_module_init();
+	if (err)
+		goto err_netlink;
 	err = kvmsnap_pass_module_init();
 	if (err)
 		goto err_writer;
-	err = kvmsnap_netlink_module_init();
-	if (err)
-		goto err_pass;
 	/* Last: from here on there may be sessions. */
 	err = misc_register(&kvmsnap_misc);
 	if (err)
-		goto err_netlink;
+		goto err_pass;
 	return 0;
 
-err_netlink:
-	kvmsnap_netlink_module_exit();
 err_pass:
 	kvmsnap_pass_module_exit();
 err_writer:
 	kvmsnap_writer_module_exit();
+err_netlink:
+	kvmsnap_netlink_module_exit();
 	return err;
 }
 
 /*
  * There are no sessions: each holds a reference on the module, beyond its file as long as
  * I/O is in flight.  The last may have been dropped by a work item that is still on its
- * way out; destroying the work queues waits for it.
+ * way out, and about to tell of it; destroying the work queues waits for it.
  */
 static void __exit kvmsnap_exit(void)
 {
 	misc_deregister(&kvmsnap_misc);
-	kvmsnap_netlink_module_exit();
 	kvmsnap_pass_module_exit();
 	kvmsnap_writer_module_exit();
+	kvmsnap_netlink_module_exit();
 }
 
 module_init(kvmsnap_init);

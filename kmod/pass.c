@@ -401,7 +401,7 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind 
 	kvmsnap_writer_reset_stats(&session->writer);
 	pass->began = ktime_get();
 	pass->ended = 0;
-	trace_kvmsnap_pass_begin(session->id, session->pass_nr, kind, pages);
+	kvmsnap_session_pass_begun(session);
 
 	kref_get(&session->ref);
 	atomic_set(&pass->pending, pass->nr_workers);

@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "dirty.h"
 #include "kvm.h"
+#include "netlink.h"
 #include "observer.h"
 #include "session.h"
 #include "trace.h"
@@ -69,14 +70,77 @@ void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset
 	wake_up_all(&session->writer.wait);
 }
 
+static void kvmsnap_session_fill_stats_locked(struct kvmsnap_session *session,
+					      struct kvmsnap_stats *stats)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	ktime_t ended;
+
+	lockdep_assert_held(&session->state_lock);
+	stats->size = sizeof(*stats);
+	stats->state = session->state;
+	stats->error = -session->error;
+	stats->pass = session->pass_nr;
+	stats->phase = session->phase;
+	stats->reserved = 0;
+	stats->pause_ns = session->pause_ns;
+	stats->bytes_written = atomic64_read(&session->writer.bytes);
+	stats->pages_total = READ_ONCE(pass->pages_total);
+	stats->pages_written = stats->bytes_written >> PAGE_SHIFT;
+	stats->pages_zero = atomic64_read(&pass->pages_zero);
+	stats->pages_untouched = atomic64_read(&pass->pages_untouched);
+	stats->pages_done = stats->pages_written + stats->pages_zero + stats->pages_untouched +
+			    atomic64_read(&pass->pages_same);
+	stats->requests = atomic64_read(&session->writer.completed);
+	stats->in_flight = atomic_read(&session->writer.in_flight);
+	stats->max_in_flight = READ_ONCE(session->writer.max_in_flight);
+	stats->elapsed_ns = 0;
+	if (stats->pass) {
+		ended = READ_ONCE(pass->ended) ?: ktime_get();
+		stats->elapsed_ns = ktime_to_ns(ktime_sub(ended, READ_ONCE(pass->began)));
+	}
+	stats->memory = READ_ONCE(session->memory);
+	stats->pages_dirty = kvmsnap_ring_dirty(&session->ring);
+	stats->pages_same = atomic64_read(&pass->pages_same);
+	stats->harvests = READ_ONCE(session->ring.done);
+	stats->harvested = kvmsnap_ring_harvested(session);
+	stats->all_dirty = atomic64_read(&session->ring.all_dirty);
+	stats->pages_staged = atomic64_read(&pass->pages_staged);
+}
+
+/**
+ * kvmsnap_session_fill_stats() - figures of the running or last pass
+ * @session: whose
+ * @stats: filled in, but for size and flags
+ *
+ * Takes no lock but @state_lock, because others may hold session->lock for long; the
+ * figures are those of about the same moment.
+ */
+void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_stats *stats)
+{
+	spin_lock(&session->state_lock);
+	kvmsnap_session_fill_stats_locked(session, stats);
+	spin_unlock(&session->state_lock);
+}
+
+/* Tell those who listen.  Not with @state_lock held. */
+static void kvmsnap_session_event(struct kvmsnap_session *session, enum kvmsnap_genl_event event)
+{
+	struct kvmsnap_stats stats = { 0 };
+
+	kvmsnap_session_fill_stats(session, &stats);
+	kvmsnap_netlink_event(event, session->id, session->owner, READ_ONCE(session->vm_pid), &stats);
+}
+
 /* The VM's address space is gone; called by kvm.c. */
 static void kvmsnap_session_vm_gone(void *data)
 {
 	struct kvmsnap_session *session = data;
-	bool needed;
+	bool needed, closed;
 
 	kvmsnap_ring_end(session);
 	spin_lock(&session->state_lock);
+	closed = session->closed;
 	session->vm_gone = true;
 	if (session->state != KVMSNAP_STATE_RUNNING) {
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_DEAD);
@@ -87,6 +151,9 @@ static void kvmsnap_session_vm_gone(void *data)
 	spin_unlock(&session->state_lock);
 	if (needed)
 		kvmsnap_session_fail(session, -ESRCH, KVMSNAP_NO_OFFSET);
+	/* Unbind calls us too. */
+	if (!closed)
+		kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_VM_GONE);
 }
 
 /* The host has changed which pages lie there; called by kvm.c in any context. */
@@ -115,6 +182,16 @@ static const struct kvmsnap_vm_ops kvmsnap_session_vm_ops = {
 	.reset = kvmsnap_session_vm_reset,
 };
 
+/* Called by the pass, once, before its first worker runs. */
+void kvmsnap_session_pass_begun(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	trace_kvmsnap_pass_begin(session->id, session->pass_nr, pass->kind, pass->compare,
+				 pass->pages_total);
+	kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_PASS_BEGIN);
+}
+
 /* Called by a pass that stages, once, when none of its workers looks at guest memory any more. */
 void kvmsnap_session_staged(struct kvmsnap_session *session)
 {
@@ -128,12 +205,15 @@ void kvmsnap_session_staged(struct kvmsnap_session *session)
 	session->staged = true;
 	spin_unlock(&session->state_lock);
 	wake_up_all(&session->wait);
+	kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_STAGED);
 }
 
 /* Called by the pass, once, when nothing of it is left.  Drops its reference. */
 void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 {
 	struct kvmsnap_pass *pass = &session->pass;
+	u32 id = session->id, owner = session->owner, vm_pid = READ_ONCE(session->vm_pid);
+	struct kvmsnap_stats stats = { 0 };
 	bool last;
 
 	spin_lock(&session->state_lock);
@@ -146,6 +226,7 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_FAILED);
 	else
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
+	kvmsnap_session_fill_stats_locked(session, &stats);
 	kvmsnap_session_notify_locked(session);
 	/*
 	 * Before anybody can see that it is over: who closes the session then is the one that
@@ -155,6 +236,7 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 	spin_unlock(&session->state_lock);
 	if (last)
 		kvmsnap_session_put(session);
+	kvmsnap_netlink_event(KVMSNAP_GENL_EVENT_PASS_END, id, owner, vm_pid, &stats);
 }
 
 /* Bring session->memory up to date; session->lock held, or nobody else knows @session. */
@@ -260,6 +342,10 @@ void kvmsnap_session_close(struct kvmsnap_session *session)
 
 	kvmsnap_ring_end(session);
 	kvmsnap_session_fail(session, -ESHUTDOWN, KVMSNAP_NO_OFFSET);
+	spin_lock(&session->state_lock);
+	session->closed = true;
+	spin_unlock(&session->state_lock);
+	kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_CLOSE);
 	kvmsnap_session_put(session);
 }
 
@@ -667,49 +753,6 @@ int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data)
 	return 0;
 }
 
-/**
- * kvmsnap_session_fill_stats() - figures of the running or last pass
- * @session: whose
- * @stats: filled in, but for size and flags
- *
- * Takes no lock but @state_lock, because others may hold session->lock for long; the
- * figures are those of about the same moment.
- */
-void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_stats *stats)
-{
-	struct kvmsnap_pass *pass = &session->pass;
-	ktime_t ended;
-
-	spin_lock(&session->state_lock);
-	stats->state = session->state;
-	stats->error = -session->error;
-	stats->pass = session->pass_nr;
-	spin_unlock(&session->state_lock);
-
-	stats->bytes_written = atomic64_read(&session->writer.bytes);
-	stats->pages_total = READ_ONCE(pass->pages_total);
-	stats->pages_written = stats->bytes_written >> PAGE_SHIFT;
-	stats->pages_zero = atomic64_read(&pass->pages_zero);
-	stats->pages_untouched = atomic64_read(&pass->pages_untouched);
-	stats->pages_done = stats->pages_written + stats->pages_zero + stats->pages_untouched +
-			    atomic64_read(&pass->pages_same);
-	stats->requests = atomic64_read(&session->writer.completed);
-	stats->in_flight = atomic_read(&session->writer.in_flight);
-	stats->max_in_flight = READ_ONCE(session->writer.max_in_flight);
-	stats->elapsed_ns = 0;
-	if (stats->pass) {
-		ended = READ_ONCE(pass->ended) ?: ktime_get();
-		stats->elapsed_ns = ktime_to_ns(ktime_sub(ended, READ_ONCE(pass->began)));
-	}
-	stats->memory = READ_ONCE(session->memory);
-	stats->pages_dirty = kvmsnap_ring_dirty(&session->ring);
-	stats->pages_same = atomic64_read(&pass->pages_same);
-	stats->harvests = READ_ONCE(session->ring.done);
-	stats->harvested = kvmsnap_ring_harvested(session);
-	stats->all_dirty = atomic64_read(&session->ring.all_dirty);
-	stats->pages_staged = atomic64_read(&pass->pages_staged);
-}
-
 int kvmsnap_session_stats(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_stats *arg = data;
@@ -805,6 +848,23 @@ int kvmsnap_session_set_stage(struct kvmsnap_session *session, void *data)
 	kvmsnap_session_count_memory(session);
 	mutex_unlock(&session->lock);
 	return err;
+}
+
+int kvmsnap_session_set_phase(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_set_phase *arg = data;
+
+	if (arg->flags || arg->phase > KVMSNAP_PHASE_FAILED)
+		return -EOPNOTSUPP;
+	if (arg->reserved || !arg->phase)
+		return -EINVAL;
+	spin_lock(&session->state_lock);
+	session->phase = arg->phase;
+	session->pause_ns = arg->pause_ns;
+	trace_kvmsnap_phase(session->id, arg->phase, arg->pause_ns);
+	spin_unlock(&session->state_lock);
+	kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_PHASE);
+	return 0;
 }
 
 int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data)

@@ -55,11 +55,14 @@ struct kvmsnap_session {
 	spinlock_t state_lock;
 	enum kvmsnap_state state;	/* @state_lock */
 	bool vm_gone;			/* @state_lock */
+	bool closed;			/* @state_lock: its file is */
 	bool end_seen;			/* @state_lock: by WAIT, of the last pass */
 	bool staged;			/* @state_lock: the pass reads no guest memory any more */
 	u64 pass_nr;			/* @state_lock */
 	int error;			/* @state_lock: negative errno of the pass; sticky */
 	u64 error_offset;		/* @state_lock */
+	enum kvmsnap_phase phase;	/* @state_lock: what others are to know of the save */
+	u64 pause_ns;			/* @state_lock: likewise */
 	struct eventfd_ctx *eventfd;	/* @state_lock */
 	wait_queue_head_t wait;		/* for state, staged and end_seen */
 
@@ -75,6 +78,7 @@ void kvmsnap_session_close(struct kvmsnap_session *session);
 
 void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset);
 void kvmsnap_session_staged(struct kvmsnap_session *session);
+void kvmsnap_session_pass_begun(struct kvmsnap_session *session);
 void kvmsnap_session_pass_over(struct kvmsnap_session *session);
 
 int kvmsnap_session_bind_vm(struct kvmsnap_session *session, void *data);
@@ -89,6 +93,7 @@ int kvmsnap_session_track(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_set_stage(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_set_phase(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_set_eventfd(struct kvmsnap_session *session, void *data);
 __poll_t kvmsnap_session_poll(struct kvmsnap_session *session, struct file *file,
 			      struct poll_table_struct *wait);

@@ -7,13 +7,14 @@
 
 #include <linux/tracepoint.h>
 
-/* A pass begins: @pages is what it is over. */
+/* A pass begins: @pages is what it is over, @compare whether it leaves out what is the same. */
 TRACE_EVENT(kvmsnap_pass_begin,
-	TP_PROTO(u32 session, u64 pass, u32 kind, u64 pages),
-	TP_ARGS(session, pass, kind, pages),
+	TP_PROTO(u32 session, u64 pass, u32 kind, bool compare, u64 pages),
+	TP_ARGS(session, pass, kind, compare, pages),
 	TP_STRUCT__entry(
 		__field(u32, session)
 		__field(u32, kind)
+		__field(bool, compare)
 		__field(u64, pass)
 		__field(u64, pages)
 	),
@@ -21,10 +22,32 @@ TRACE_EVENT(kvmsnap_pass_begin,
 		__entry->session = session;
 		__entry->pass = pass;
 		__entry->kind = kind;
+		__entry->compare = compare;
 		__entry->pages = pages;
 	),
-	TP_printk("session=%u pass=%llu kind=%u pages=%llu",
-		  __entry->session, __entry->pass, __entry->kind, __entry->pages)
+	TP_printk("session=%u pass=%llu kind=%u compare=%d pages=%llu",
+		  __entry->session, __entry->pass, __entry->kind, __entry->compare,
+		  __entry->pages)
+);
+
+/* How far the save is, as its owner tells: enum kvmsnap_phase. */
+TRACE_EVENT(kvmsnap_phase,
+	TP_PROTO(u32 session, u32 phase, u64 pause_ns),
+	TP_ARGS(session, phase, pause_ns),
+	TP_STRUCT__entry(
+		__field(u32, session)
+		__field(u32, phase)
+		__field(u64, pause_ns)
+	),
+	TP_fast_assign(
+		__entry->session = session;
+		__entry->phase = phase;
+		__entry->pause_ns = pause_ns;
+	),
+	TP_printk("session=%u phase=%s pause_ns=%llu", __entry->session,
+		  __print_symbolic(__entry->phase, { 1, "live" }, { 2, "stopped" },
+				   { 3, "resumed" }, { 4, "done" }, { 5, "failed" }),
+		  __entry->pause_ns)
 );
 
 /* A pass is over, with nothing in flight. */

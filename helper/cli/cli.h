@@ -16,6 +16,7 @@ int cmd_save(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 int cmd_status(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 
 /* Print "kvmsnap: text" on stderr. */
 void complain(const struct error *err);
@@ -25,6 +26,13 @@ int usage_error(const char *usage, const char *fmt, ...) __attribute__((format(p
 
 /* "1.5 GiB".  Uses one of a few static buffers: for printf() alone. */
 const char *human_bytes(double bytes);
+
+/* A session's state and its save's phase (enum kvmsnap_state, kvmsnap_phase), as words. */
+const char *state_name(uint32_t state);
+const char *phase_name(uint32_t phase);
+
+/* The module could not be asked for its sessions: say why.  @ret: negative errno.  Returns 1. */
+int no_sessions(int ret);
 
 /* Seconds since some start. */
 double now(void);

@@ -17,7 +17,8 @@ static const struct {
 	{ "save", cmd_save, "save a QEMU VM to a file or block device" },
 	{ "info", cmd_info, "show what is in a snapshot file" },
 	{ "verify", cmd_verify, "check that a snapshot file is whole and readable" },
-	{ "status", cmd_status, "list the sessions of the kernel module" },
+	{ "status", cmd_status, "list the sessions of the kernel module, or follow what happens to them" },
+	{ "top", cmd_top, "watch running saves" },
 };
 
 static void usage(FILE *to)

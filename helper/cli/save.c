@@ -85,6 +85,7 @@ struct save {
 	uint64_t last_looks;		/* pages that the last pass was over */
 	uint64_t last_bytes;		/* written with the VM stopped */
 	double first_seconds;		/* the first live pass took */
+	double expected;		/* seconds that the last stop will take, as far as is known */
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
 	int devices;
 	bool stopped_by_us;
@@ -118,6 +119,13 @@ static void catch_signals(void)
 	signal(SIGTTOU, SIG_IGN);
 }
 
+/* For whoever watches; that it can't be told is no reason to fail. */
+static void tell(const struct save *save, enum kvmsnap_phase phase, double pause)
+{
+	if (save->ram.session >= 0)
+		kvmsnap_set_phase(save->ram.session, phase, pause > 0 ? (uint64_t)(pause * 1e9) : 0);
+}
+
 static int resume(struct save *save, struct error *err)
 {
 	double began = now();
@@ -132,6 +140,7 @@ static int resume(struct save *save, struct error *err)
 	guardian_stopped(&save->guardian, false);
 	save->phases.resume = now() - began;
 	save->phases.paused += now() - save->stopped_at;
+	tell(save, KVMSNAP_PHASE_RESUMED, save->phases.paused);
 	return 0;
 }
 
@@ -146,6 +155,7 @@ static int stop(struct save *save, struct error *err)
 	/* Somebody else was first: it stays stopped. */
 	if (!ret && !save->stopped_by_us)
 		guardian_stopped(&save->guardian, false);
+	tell(save, KVMSNAP_PHASE_STOPPED, save->expected);
 	return ret;
 }
 
@@ -206,6 +216,7 @@ static int clear_bits(struct save *save, struct error *err)
 	if (!ret)
 		ret = resume(save, err);
 	save->phases.clear += save->phases.paused - before;
+	tell(save, KVMSNAP_PHASE_LIVE, save->expected);
 	return ret;
 }
 
@@ -251,6 +262,7 @@ static int live_passes(struct save *save, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "a stage of %s: %s; choose a smaller --stage",
 				 human_bytes((double)opt->stage), strerror(-ret));
+	tell(save, KVMSNAP_PHASE_LIVE, 0);
 	ret = ram_add_blocks(ram, err);
 	if (!ret)
 		ret = follow_start(&save->follow, err);
@@ -266,6 +278,8 @@ static int live_passes(struct save *save, struct error *err)
 		wanted = downtime(save, is_staged(save), err);
 		if (wanted < 0)
 			return (int)wanted;
+		save->expected = save->phases.paused + wanted;
+		tell(save, KVMSNAP_PHASE_LIVE, save->expected);
 		/*
 		 * Not where it does not get shorter any more, because the guest writes as fast as
 		 * we do, or the stop before another pass takes as long as that can save.
@@ -478,6 +492,7 @@ static int run(const struct options *opt, struct error *err)
 		}
 	}
 	follow_end(&save.follow);
+	tell(&save, ret ? KVMSNAP_PHASE_FAILED : KVMSNAP_PHASE_DONE, save.phases.paused);
 	if (!ret)
 		report(&save);
 	target_close(&save.target);

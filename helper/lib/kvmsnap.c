@@ -132,6 +132,13 @@ int kvmsnap_set_stage(int session, uint64_t bytes)
 	return call(session, KVMSNAP_SET_STAGE, &arg);
 }
 
+int kvmsnap_set_phase(int session, uint32_t phase, uint64_t pause_ns)
+{
+	struct kvmsnap_set_phase arg = { .size = sizeof(arg), .phase = phase, .pause_ns = pause_ns };
+
+	return call(session, KVMSNAP_SET_PHASE, &arg);
+}
+
 int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
 {
 	*result = (struct kvmsnap_wait){

@@ -41,6 +41,8 @@
 #define KVMSNAP_H
 
 #include <linux/kvmsnap.h>
+#include <linux/kvmsnap_netlink.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -109,6 +111,9 @@ int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *re
  */
 int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result);
 
+/* Tell others how far the save is: @phase of enum kvmsnap_phase, which says what @pause_ns is. */
+int kvmsnap_set_phase(int session, uint32_t phase, uint64_t pause_ns);
+
 /* End the running pass early; wait for its end all the same. */
 int kvmsnap_cancel(int session);
 
@@ -139,8 +144,20 @@ struct kvmsnap_session_info {
 	pid_t owner_pid;
 	pid_t vm_pid;
 	struct kvmsnap_stats stats;
+	bool has_map;		/* it tracks: @map is KVMSNAP_GENL_A_MAP */
+	uint8_t map[KVMSNAP_GENL_MAP_CELLS];
+	uint64_t seq;		/* of an event: its number, */
+	uint32_t event;		/* of enum kvmsnap_genl_event, 0 when it is none */
 };
 int kvmsnap_list_sessions(int (*each)(const struct kvmsnap_session_info *info, void *data),
+			  void *data);
+
+/*
+ * Wait for events of all sessions and call @each for every one; the first call, with NULL, tells
+ * that nothing is missed from now on.  A gap in info->seq: events were lost.  Ends, and returns
+ * the same, when @each returns nonzero; -EINTR after a signal.  Errors as kvmsnap_list_sessions().
+ */
+int kvmsnap_follow_events(int (*each)(const struct kvmsnap_session_info *info, void *data),
 			  void *data);
 
 #ifdef __cplusplus

@@ -71,6 +71,7 @@ enum {
 	KVMSNAP_CMD_HARVEST,
 	KVMSNAP_CMD_MARK_DIRTY,
 	KVMSNAP_CMD_SET_STAGE,
+	KVMSNAP_CMD_SET_PHASE,
 };
 
 /**
@@ -356,6 +357,9 @@ struct kvmsnap_cancel {
  * @all_dirty: out, how often all pages were marked: at TRACK, when memslots changed, and when
  *	an observer missed an event
  * @pages_staged: out, pages of the pass that were copied to the stage
+ * @phase: out, as set by SET_PHASE, KVMSNAP_PHASE_NONE before
+ * @reserved: out, 0
+ * @pause_ns: out, likewise, 0 before
  */
 struct kvmsnap_stats {
 	__u32 size;
@@ -380,6 +384,9 @@ struct kvmsnap_stats {
 	__aligned_u64 harvested;
 	__aligned_u64 all_dirty;
 	__aligned_u64 pages_staged;
+	__u32 phase;
+	__u32 reserved;
+	__aligned_u64 pause_ns;
 };
 #define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
 
@@ -583,5 +590,43 @@ struct kvmsnap_set_stage {
 	__aligned_u64 bytes;
 };
 #define KVMSNAP_SET_STAGE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_STAGE)
+
+/**
+ * enum kvmsnap_phase - how far the save is that a session is for
+ * @KVMSNAP_PHASE_NONE: nobody said
+ * @KVMSNAP_PHASE_LIVE: passes, and the VM runs; pause_ns is what its stop would take now
+ * @KVMSNAP_PHASE_STOPPED: the VM is stopped; pause_ns is what that is expected to take
+ * @KVMSNAP_PHASE_RESUMED: the VM runs again, and the rest is written; pause_ns is what all its
+ *	stops took
+ * @KVMSNAP_PHASE_DONE: the snapshot is whole; pause_ns likewise
+ * @KVMSNAP_PHASE_FAILED: it was given up; pause_ns likewise
+ */
+enum kvmsnap_phase {
+	KVMSNAP_PHASE_NONE = 0,
+	KVMSNAP_PHASE_LIVE,
+	KVMSNAP_PHASE_STOPPED,
+	KVMSNAP_PHASE_RESUMED,
+	KVMSNAP_PHASE_DONE,
+	KVMSNAP_PHASE_FAILED,
+};
+
+/**
+ * struct kvmsnap_set_phase - ioctl(KVMSNAP_SET_PHASE): tell how far the save is
+ * @size: sizeof(struct kvmsnap_set_phase)
+ * @flags: must be 0
+ * @phase: of enum kvmsnap_phase, not KVMSNAP_PHASE_NONE
+ * @reserved: must be 0
+ * @pause_ns: nanoseconds, see the phases; 0 when it is not known
+ *
+ * Changes nothing but what STATS, netlink (an event) and trace events show to others.
+ */
+struct kvmsnap_set_phase {
+	__u32 size;
+	__u32 flags;
+	__u32 phase;
+	__u32 reserved;
+	__aligned_u64 pause_ns;
+};
+#define KVMSNAP_SET_PHASE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_PHASE)
 
 #endif

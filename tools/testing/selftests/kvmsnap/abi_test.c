@@ -48,7 +48,7 @@ TEST_F(abi, unknown_numbers)
 {
 	struct kvmsnap_info info = { .size = sizeof(info) };
 
-	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_STAGE + 1), &info));
+	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_PHASE + 1), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, 0xff), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE + 1, KVMSNAP_CMD_INFO), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IOWR(KVMSNAP_TYPE, KVMSNAP_CMD_INFO, info), &info));
@@ -68,8 +68,9 @@ TEST_F(abi, unknown_numbers)
 	X(SET_EVENTFD, struct kvmsnap_set_eventfd)			\
 	X(TRACK, struct kvmsnap_track)					\
 	X(HARVEST, struct kvmsnap_harvest)				\
-	X(MARK_DIRTY, struct kvmsnap_mark_dirty) \
-	X(SET_STAGE, struct kvmsnap_set_stage)
+	X(MARK_DIRTY, struct kvmsnap_mark_dirty)			\
+	X(SET_STAGE, struct kvmsnap_set_stage)				\
+	X(SET_PHASE, struct kvmsnap_set_phase)
 
 static const struct {
 	const char *name;
@@ -80,6 +81,20 @@ static const struct {
 	COMMANDS(X)
 #undef X
 };
+
+TEST_F(abi, phases)
+{
+	struct kvmsnap_stats stats;
+
+	ASSERT_EQ(0, kvmsnap_stats(self->session, &stats));
+	EXPECT_EQ(KVMSNAP_PHASE_NONE, stats.phase);
+	EXPECT_EQ(-EINVAL, kvmsnap_set_phase(self->session, KVMSNAP_PHASE_NONE, 0));
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_set_phase(self->session, KVMSNAP_PHASE_FAILED + 1, 0));
+	ASSERT_EQ(0, kvmsnap_set_phase(self->session, KVMSNAP_PHASE_STOPPED, 12345));
+	ASSERT_EQ(0, kvmsnap_stats(self->session, &stats));
+	EXPECT_EQ(KVMSNAP_PHASE_STOPPED, stats.phase);
+	EXPECT_EQ(12345, stats.pause_ns);
+}
 
 TEST_F(abi, sizes_and_tails)
 {

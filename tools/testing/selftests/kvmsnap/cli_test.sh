@@ -35,7 +35,7 @@ usage_errors() {
 	local args
 	for args in "" "nonsense" "save" "save --qmp x" "save --output x" "save --qmp x --output y --fd 1" \
 		"save --qmp x --output y --sync maybe" "save --qmp x --fd x" "info" "info a b" \
-		"verify" "status x" "save --qmp x --output y z" "save --what"; do
+		"verify" "status x" "top x" "top --count 0" "top --interval 0" "save --qmp x --output y z" "save --what"; do
 		local status=0
 		# shellcheck disable=SC2086
 		kvmsnap $args >/dev/null 2>"$work/err" || status=$?
@@ -406,6 +406,32 @@ tracing() {
 	rm "$dir/snap"
 }
 
+# Events tell all of a live save, in their order and without a gap; and top shows it.
+events() {
+	local follower topper i
+	kvmsnap status --follow --json >"$work/events" &
+	follower=$!
+	kvmsnap top --interval 0.05 --count 100 >"$work/top" &
+	topper=$!
+	sleep 0.5
+	kvmsnap save --live --max-downtime 1us --allow-downtime 60s --qmp "$qmp" --output "$dir/snap" --quiet
+	rm "$dir/snap"
+	for i in $(seq 50); do grep -q '"event":"closed"' "$work/events" && break; sleep 0.1; done
+	kill $follower
+	wait $topper
+	wait || true
+	jq -r '"\(.seq) \(.event) \(.phase) \(.pass)"' "$work/events"
+	jq -se '[.[].lost] | add == 0' "$work/events" >/dev/null
+	jq -se '[.[] | .event] | index("pass begins") == 1 and .[-1] == "closed"' "$work/events" >/dev/null
+	jq -se '[.[] | select(.event == "phase") | .phase] | . == (map(select(. == "live")) + ["stopped", "resumed", "done"])' \
+		"$work/events" >/dev/null
+	jq -se '([.[] | select(.event == "pass begins")] | length) == ([.[] | select(.event == "pass ends")] | length)' \
+		"$work/events" >/dev/null
+	jq -se '.[-1].pause_seconds > 0 and .[-1].bytes_written >= 0' "$work/events" >/dev/null
+	grep -m3 ' live ' "$work/top"
+	grep -m1 'RAM \[.*[@%#*]' "$work/top"
+}
+
 guest_start a "fill=32 tick=100" -m 160M -object memory-backend-ram,id=spare,size=1M || exit 1
 tap_case "wrong usage" usage_errors
 tap_case "no QEMU, not QEMU, another client" no_qemu
@@ -429,4 +455,5 @@ tap_case "an idle 4 GiB guest costs what it uses" idle_guest
 tap_case "damaged files" damaged_files
 tap_case "files that QEMU made" qemu_made_file
 tap_case "every write in a perf trace" tracing
+tap_case "events, and top" events
 tap_end
