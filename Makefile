@@ -19,6 +19,7 @@ help:
 	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
 	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
+	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU'
 	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
 	@echo '  bench             side by side with stock QEMU; writes the table into README.md'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
@@ -63,6 +64,11 @@ demo:
 test:
 	tools/testing/test $(TESTS)
 
+test-long: export KVMSNAP_TEST_ARGS = -t random_rounds
+test-long: export KVMSNAP_QEMU_ROUNDS = 10
+test-long:
+	tools/testing/test $(foreach i,1 2 3 4 5 6 7 8 9 10,live_test live_qemu_test.sh)
+
 test-broken:
 	tools/testing/test-broken $(TESTS)
 
@@ -74,4 +80,4 @@ shell:
 
 export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
-	clean demo test test-broken bench shell
+	clean demo test test-long test-broken bench shell

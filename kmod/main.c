@@ -95,7 +95,7 @@ static const struct kvmsnap_op kvmsnap_ops[] = {
 	KVMSNAP_OP(KVMSNAP_BIND_VM, kvmsnap_bind_vm, reserved, kvmsnap_session_bind_vm),
 	KVMSNAP_OP(KVMSNAP_SET_TARGET, kvmsnap_set_target, reserved, kvmsnap_session_set_target),
 	KVMSNAP_OP(KVMSNAP_ADD_REGION, kvmsnap_add_region, reserved, kvmsnap_session_add_region),
-	KVMSNAP_OP(KVMSNAP_QUEUE, kvmsnap_queue, pass, kvmsnap_session_queue),
+	KVMSNAP_OP(KVMSNAP_QUEUE, kvmsnap_queue, bytes_per_second, kvmsnap_session_queue),
 	KVMSNAP_OP(KVMSNAP_WAIT, kvmsnap_wait, pass, kvmsnap_session_wait),
 	KVMSNAP_OP(KVMSNAP_CANCEL, kvmsnap_cancel, flags, kvmsnap_session_cancel),
 	KVMSNAP_OP(KVMSNAP_STATS, kvmsnap_stats, pause_ns, kvmsnap_session_stats),

@@ -12,6 +12,7 @@
  * sessions of several VMs share the CPUs.
  */
 #include <linux/kthread.h>
+#include <linux/math64.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 
@@ -368,26 +369,38 @@ bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags)
 	       (session->ring.hash || kvmsnap_target_wants_stable(session->target));
 }
 
+/* May the pass not write any more just now? */
+bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session)
+{
+	const struct kvmsnap_pass *pass = &session->pass;
+	u64 ns;
+
+	if (!pass->bytes_per_second)
+		return false;
+	ns = ktime_to_ns(ktime_sub(ktime_get(), pass->began));
+	return atomic64_read(&session->writer.issued) >
+	       mul_u64_u64_div_u64(pass->bytes_per_second, ns, NSEC_PER_SEC);
+}
+
 /**
  * kvmsnap_pass_start() - put the workers to work
  * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen
- * @kind: all pages, those in the regions' todo bitmaps, or those in the dirty set
- * @flags: of enum kvmsnap_queue_flags
+ * @arg: of QUEUE; pages are those of all regions, of the regions' todo bitmaps, or of the dirty set
  * @pages: how many that is, as far as is known
  *
  * Context: session->lock held.  Takes a reference on the session until the pass is over.
  */
-void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u32 flags,
-			u64 pages)
+void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_queue *arg, u64 pages)
 {
 	struct kvmsnap_pass *pass = &session->pass;
 	u32 i;
 
 	lockdep_assert_held(&session->lock);
-	pass->kind = kind;
-	pass->compare = flags & KVMSNAP_QUEUE_COMPARE;
-	pass->copy = kvmsnap_pass_copies(session, flags);
-	pass->stage = flags & KVMSNAP_QUEUE_STAGE;
+	pass->kind = arg->kind;
+	pass->compare = arg->flags & KVMSNAP_QUEUE_COMPARE;
+	pass->copy = kvmsnap_pass_copies(session, arg->flags);
+	pass->stage = arg->flags & KVMSNAP_QUEUE_STAGE;
+	pass->bytes_per_second = arg->bytes_per_second;
 	kvmsnap_stage_begin(&session->stage);
 	pass->nr_chunks = 0;
 	for (i = 0; i < session->nr_regions; i++)

@@ -25,7 +25,7 @@ struct kvmsnap_session;
  * @filled: pages[0..filled) have been looked up
  * @next: pages[0..next) have been dealt with; the references on the rest are ours
  * @pages: KVMSNAP_CHUNK_PAGES entries
- * @req: being filled, or waiting for a frozen file system
+ * @req: being filled, or waiting for a frozen file system or the limit of the rate
  * @sending: alone, what is on the stage
  * @slot: next of its slots on the stage
  * @slot_end: behind the last of them
@@ -70,6 +70,7 @@ struct kvmsnap_pass {
 	bool compare;			/* take what differs, leave what doesn't */
 	bool copy;			/* memory may change meanwhile: write a copy */
 	bool stage;			/* memory may change after: copy all, then write */
+	u64 bytes_per_second;		/* the most to write; 0 for no limit */
 	u32 nr_workers;
 	struct kvmsnap_worker *workers;
 
@@ -85,8 +86,9 @@ struct kvmsnap_pass {
 
 int kvmsnap_pass_init(struct kvmsnap_session *session);
 void kvmsnap_pass_destroy(struct kvmsnap_session *session);
-void kvmsnap_pass_start(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind, u32 flags,
+void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_queue *arg,
 			u64 pages);
+bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session);
 bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags);
 void kvmsnap_pass_get(struct kvmsnap_session *session);
 void kvmsnap_pass_put(struct kvmsnap_session *session);

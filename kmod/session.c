@@ -687,7 +687,7 @@ int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
 	}
 	spin_unlock(&session->state_lock);
 	if (!err)
-		kvmsnap_pass_start(session, arg->kind, arg->flags, pages);
+		kvmsnap_pass_start(session, arg, pages);
 out:
 	mutex_unlock(&session->lock);
 	return err;

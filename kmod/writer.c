@@ -237,7 +237,7 @@ static void kvmsnap_writer_done(struct work_struct *work)
  *
  * Context: worker of the request's pass, may sleep, no locks.
  * Return: 0 when @req now belongs to the I/O, whose errors go to the session; -EAGAIN when
- * the file system is frozen, and @req is still the caller's.
+ * the file system is frozen or the pass writes too fast, and @req is still the caller's.
  */
 int kvmsnap_request_submit(struct kvmsnap_request *req)
 {
@@ -252,6 +252,8 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 	u32 in_flight;
 	long ret;
 
+	if (kvmsnap_pass_is_ahead(session))
+		return -EAGAIN;
 	/*
 	 * kiocb_start_write(), but without waiting: a frozen file system must not pin a
 	 * worker that cancel or close want to end.
@@ -263,6 +265,7 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 		__sb_writers_release(sb, SB_FREEZE_WRITE);
 	}
 
+	atomic64_add(bytes, &writer->issued);
 	kvmsnap_pass_get(session);	/* put by finish */
 	in_flight = atomic_inc_return(&writer->in_flight);
 	spin_lock(&writer->lock);
@@ -294,6 +297,7 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 void kvmsnap_writer_reset_stats(struct kvmsnap_writer *writer)
 {
 	writer->max_in_flight = 0;
+	atomic64_set(&writer->issued, 0);
 	atomic64_set(&writer->bytes, 0);
 	atomic64_set(&writer->completed, 0);
 }

@@ -54,6 +54,7 @@ struct kvmsnap_writer {
 	struct work_struct done_work;
 	atomic_t in_flight;
 	u32 max_in_flight;		/* @lock */
+	atomic64_t issued;		/* bytes submitted, of this pass */
 	atomic64_t bytes;		/* completed, of this pass */
 	atomic64_t completed;		/* requests, of this pass */
 };

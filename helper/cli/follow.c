@@ -159,7 +159,8 @@ int follow_start(struct follow *follow, struct error *err)
 	if (!follow->blocks)
 		return error_set(err, ENOMEM, "out of memory");
 	follow->nr = ram->nr;
-	soft = softdirty_works() && !qemu_pins_memory(ram->qemu);
+	follow->hidden = qemu_hidden_writer(ram->qemu);
+	soft = !follow->hidden && softdirty_works();
 	for (i = 0; i < ram->nr && soft; i++)
 		follow->blocks[i].soft = softdirty_covers(ram->qemu->pid, ram->blocks[i].hva,
 							  ram->snap->blocks[i].length);

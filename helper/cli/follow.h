@@ -20,6 +20,7 @@ struct follow {
 	struct guardian *guardian;
 	bool ring;		/* the module observes the ring; else all is compared, see @why */
 	const char *why;
+	const char *hidden;	/* who keeps soft-dirty bits from being trusted; NULL for nobody */
 	bool logging;		/* was switched on by us */
 	struct follow_block {
 		bool soft;		/* its soft-dirty bits are good */

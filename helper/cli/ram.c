@@ -233,17 +233,15 @@ static int wait_pass(struct ram *ram, bool staged, const char *what, struct erro
 
 int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, struct error *err)
 {
+	struct kvmsnap_queue how = {
+		.kind = kind, .flags = flags, .bytes_per_second = ram->bandwidth,
+	};
 	double began = now();
 	int ret;
 
 	if (!any_region(ram))
 		return 0;
-	if (kind == KVMSNAP_PASS_DIRTY)
-		ret = kvmsnap_queue_dirty(ram->session, flags, NULL);
-	else if (flags & KVMSNAP_QUEUE_COMPARE)
-		ret = kvmsnap_queue_compare(ram->session, flags, NULL);
-	else
-		ret = kvmsnap_queue_all(ram->session, NULL);
+	ret = kvmsnap_queue(ram->session, &how, NULL);
 	if (ret)
 		return error_set(err, -ret, "starting the save: %s%s", strerror(-ret), advice(-ret));
 	ret = wait_pass(ram, flags & KVMSNAP_QUEUE_STAGE, what, err);

@@ -26,6 +26,7 @@ struct ram {
 	int session, vm_fd;		/* -1 before ram_open() */
 	struct ram_block *blocks;	/* in the order of the file's */
 	size_t nr;			/* blocks added, as many as the file has */
+	uint64_t bandwidth;		/* the most that a pass writes, bytes a second; 0 for no limit */
 	long passes;
 	struct kvmsnap_stats first;	/* of the first pass, which is over everything */
 	struct kvmsnap_stats stats;	/* of the last pass */

@@ -45,6 +45,9 @@ static const char save_usage[] =
 	"  --max-downtime T  live: pause to aim at, as in 300ms or 1.5s (300ms)\n"
 	"  --allow-downtime T  live: the longest pause to put up with (--max-downtime)\n"
 	"  --max-passes N    live: passes with the VM running (10)\n"
+	"  --bandwidth RATE  live: the most that is written while the VM runs, as in 200M a second\n"
+	"  --throttle RATE   live: if the VM changes its memory too fast, have each vCPU change no more\n"
+	"                    than that, as in 50M a second; QEMU needs a dirty ring\n"
 	"  --stage SIZE      live: kernel memory for the last pages, as in 256M: the VM runs again\n"
 	"                    when they are copied, and they are written behind it\n"
 	"  --stay-stopped    don't resume the VM\n"
@@ -62,6 +65,7 @@ struct options {
 	double max_downtime, allow_downtime;	/* seconds; 0 for the default */
 	long max_passes;
 	uint64_t stage;			/* bytes */
+	uint64_t bandwidth, throttle;	/* bytes a second, 0 for none */
 	enum sync sync;
 };
 
@@ -88,7 +92,7 @@ struct save {
 	double expected;		/* seconds that the last stop will take, as far as is known */
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
 	int devices;
-	bool stopped_by_us;
+	bool stopped_by_us, throttled;
 	double stopped_at;
 };
 
@@ -268,7 +272,8 @@ static int live_passes(struct save *save, struct error *err)
 		ret = follow_start(&save->follow, err);
 	if (ret)
 		return ret;
-	do {
+	ram->bandwidth = opt->bandwidth;
+	for (;;) {
 		before = wanted;
 		cost = save->phases.clear;
 		ret = live_pass(save, err);
@@ -280,12 +285,22 @@ static int live_passes(struct save *save, struct error *err)
 			return (int)wanted;
 		save->expected = save->phases.paused + wanted;
 		tell(save, KVMSNAP_PHASE_LIVE, save->expected);
+		if (save->expected <= opt->max_downtime || save->passes >= opt->max_passes)
+			break;
 		/*
-		 * Not where it does not get shorter any more, because the guest writes as fast as
-		 * we do, or the stop before another pass takes as long as that can save.
+		 * It goes on unless it does not get shorter any more, because the guest writes as
+		 * fast as we do, or the stop before another pass takes as long as that can save.
 		 */
-	} while (save->phases.paused + wanted > opt->max_downtime && save->passes < opt->max_passes &&
-		 (save->passes < 3 || (wanted < before * 0.9 && cost < wanted / 2)));
+		if (save->passes < 3 || (wanted < before * 0.9 && cost < wanted / 2))
+			continue;
+		if (!opt->throttle || !save->follow.ring || save->throttled)
+			break;
+		ret = qemu_throttle(&save->qemu, opt->throttle, err);
+		if (ret)
+			return ret;
+		save->throttled = true;
+	}
+	ram->bandwidth = 0;
 
 	stage_helps = !is_staged(save) && downtime(save, true, err) <= opt->allow_downtime;
 	wanted += save->phases.paused;
@@ -408,7 +423,7 @@ static void report(const struct save *save)
 	for (i = 0; i < save->snap.nr_blocks; i++)
 		ram += save->snap.blocks[i].length;
 	if (save->opt->json) {
-		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
+		json = json_pack("{s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
 				 "file", save->opt->output,
 				 "machine", save->snap.machine,
 				 "file_bytes", (json_int_t)save->snap.size,
@@ -425,7 +440,7 @@ static void report(const struct save *save)
 				 "staged_bytes", (json_int_t)staged,
 				 "paused_compared_bytes", (json_int_t)(save->last_looks * SNAP_PAGE),
 				 "tracking", !save->passes ? NULL : save->follow.ring ? "ring" : "compare",
-				 "soft_dirty", save->follow.cleared,
+				 "soft_dirty", save->follow.cleared, "throttled", save->throttled,
 				 "phases", "live", p->live, "clear", p->clear, "stop", p->stop, "devices", p->devices, "ram", p->ram,
 				 "resume", p->resume, "stage", p->stage, "commit", p->commit);
 		if (json) {
@@ -448,6 +463,12 @@ static void report(const struct save *save)
 		       save->follow.cleared ? "may have changed" : "had to be compared");
 	if (save->passes && !save->follow.ring)
 		printf("all memory was compared at the end: %s\n", save->follow.why);
+	else if (save->follow.hidden)
+		printf("all memory was compared at the end: soft-dirty bits don't tell what is written by %s\n",
+		       save->follow.hidden);
+	if (save->throttled)
+		printf("the guest was throttled: each vCPU to %s/s of changes\n",
+		       human_bytes((double)save->opt->throttle));
 	if (staged)
 		printf("%s of that was staged, and written in %.1f ms%s\n", human_bytes((double)staged),
 		       p->stage * 1e3, save->opt->stay_stopped ? "" : " while the guest ran on");
@@ -541,7 +562,7 @@ static uint64_t parse_size(const char *text)
 
 int cmd_save(int argc, char **argv)
 {
-	enum { QMP = 256, OUTPUT, FD, FORCE, LIVE, MAX_DOWNTIME, ALLOW_DOWNTIME, MAX_PASSES, STAGE, STAY, SYNC, PID, DEVICE, JSON, QUIET };
+	enum { QMP = 256, OUTPUT, FD, FORCE, LIVE, MAX_DOWNTIME, ALLOW_DOWNTIME, MAX_PASSES, BANDWIDTH, THROTTLE, STAGE, STAY, SYNC, PID, DEVICE, JSON, QUIET };
 	static const struct option longs[] = {
 		{ "qmp", required_argument, NULL, QMP },
 		{ "output", required_argument, NULL, OUTPUT },
@@ -551,6 +572,8 @@ int cmd_save(int argc, char **argv)
 		{ "max-downtime", required_argument, NULL, MAX_DOWNTIME },
 		{ "allow-downtime", required_argument, NULL, ALLOW_DOWNTIME },
 		{ "max-passes", required_argument, NULL, MAX_PASSES },
+		{ "bandwidth", required_argument, NULL, BANDWIDTH },
+		{ "throttle", required_argument, NULL, THROTTLE },
 		{ "stage", required_argument, NULL, STAGE },
 		{ "stay-stopped", no_argument, NULL, STAY },
 		{ "sync", required_argument, NULL, SYNC },
@@ -600,6 +623,16 @@ int cmd_save(int argc, char **argv)
 			if (*end || opt.max_passes <= 0)
 				return usage_error(save_usage, "--max-passes %s: not a number of 1 or more", optarg);
 			break;
+		case BANDWIDTH:
+			opt.bandwidth = parse_size(optarg);
+			if (!opt.bandwidth)
+				return usage_error(save_usage, "--bandwidth %s: not a rate such as 200M (bytes a second)", optarg);
+			break;
+		case THROTTLE:
+			opt.throttle = parse_size(optarg);
+			if (!opt.throttle)
+				return usage_error(save_usage, "--throttle %s: not a rate such as 50M (bytes a second)", optarg);
+			break;
 		case STAGE:
 			opt.stage = parse_size(optarg);
 			if (!opt.stage)
@@ -647,8 +680,9 @@ int cmd_save(int argc, char **argv)
 	if (!opt.output == (opt.fd < 0))
 		return usage_error(save_usage, "one of --output FILE and --fd N is needed");
 
-	if (!opt.live && (opt.max_downtime || opt.allow_downtime || opt.max_passes || opt.stage))
-		return usage_error(save_usage, "--max-downtime, --allow-downtime, --max-passes and --stage go with --live");
+	if (!opt.live && (opt.max_downtime || opt.allow_downtime || opt.max_passes || opt.stage ||
+			  opt.bandwidth || opt.throttle))
+		return usage_error(save_usage, "--max-downtime, --allow-downtime, --max-passes, --bandwidth, --throttle and --stage go with --live");
 	if (!opt.max_downtime)
 		opt.max_downtime = opt.allow_downtime && opt.allow_downtime < 0.3 ? opt.allow_downtime : 0.3;
 	if (!opt.allow_downtime)

@@ -48,48 +48,47 @@ int kvmsnap_add_region(int session, uint64_t hva, uint64_t length, uint64_t offs
 	return err ? err : (int)arg.region_id;
 }
 
-static int queue(int session, struct kvmsnap_queue *arg, uint64_t *pass)
+int kvmsnap_queue(int session, const struct kvmsnap_queue *how, uint64_t *pass)
 {
+	struct kvmsnap_queue arg = *how;
 	int err;
 
-	arg->size = sizeof(*arg);
-	err = call(session, KVMSNAP_QUEUE, arg);
+	arg.size = sizeof(arg);
+	err = call(session, KVMSNAP_QUEUE, &arg);
 	if (!err && pass)
-		*pass = arg->pass;
+		*pass = arg.pass;
 	return err;
 }
 
 int kvmsnap_queue_all(int session, uint64_t *pass)
 {
-	struct kvmsnap_queue arg = { .kind = KVMSNAP_PASS_ALL };
-
-	return queue(session, &arg, pass);
+	return kvmsnap_queue(session, &(struct kvmsnap_queue){ .kind = KVMSNAP_PASS_ALL }, pass);
 }
 
 int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32_t nr,
 			 uint64_t *pass)
 {
-	struct kvmsnap_queue arg = {
+	struct kvmsnap_queue how = {
 		.kind = KVMSNAP_PASS_RANGES, .nr_ranges = nr, .ranges = (uintptr_t)ranges,
 	};
 
-	return queue(session, &arg, pass);
+	return kvmsnap_queue(session, &how, pass);
 }
 
 int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass)
 {
-	struct kvmsnap_queue arg = { .kind = KVMSNAP_PASS_DIRTY, .flags = flags };
+	struct kvmsnap_queue how = { .kind = KVMSNAP_PASS_DIRTY, .flags = flags };
 
-	return queue(session, &arg, pass);
+	return kvmsnap_queue(session, &how, pass);
 }
 
 int kvmsnap_queue_compare(int session, uint32_t flags, uint64_t *pass)
 {
-	struct kvmsnap_queue arg = {
+	struct kvmsnap_queue how = {
 		.kind = KVMSNAP_PASS_ALL, .flags = flags | KVMSNAP_QUEUE_COMPARE,
 	};
 
-	return queue(session, &arg, pass);
+	return kvmsnap_queue(session, &how, pass);
 }
 
 int kvmsnap_track(int session, uint32_t mode, uint32_t flags)

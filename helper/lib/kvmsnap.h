@@ -68,7 +68,10 @@ int kvmsnap_set_target(int session, int fd);
  */
 int kvmsnap_add_region(int session, uint64_t hva, uint64_t length, uint64_t offset, uint32_t flags);
 
-/* Start a pass over all pages, or over @nr ranges.  @pass may be NULL. */
+/* Start a pass; *how but for size and pass.  @pass, of this and the others, may be NULL. */
+int kvmsnap_queue(int session, const struct kvmsnap_queue *how, uint64_t *pass);
+
+/* Start a pass over all pages, or over @nr ranges. */
 int kvmsnap_queue_all(int session, uint64_t *pass);
 int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32_t nr,
 			 uint64_t *pass);
@@ -79,7 +82,7 @@ int kvmsnap_queue_ranges(int session, const struct kvmsnap_range *ranges, uint32
  */
 int kvmsnap_track(int session, uint32_t mode, uint32_t flags);
 
-/* Start a pass over what is dirty; @flags of enum kvmsnap_queue_flags.  @pass may be NULL. */
+/* Start a pass over what is dirty; @flags of enum kvmsnap_queue_flags. */
 int kvmsnap_queue_dirty(int session, uint32_t flags, uint64_t *pass);
 
 /* Start a pass over all pages that writes those that differ from what the target holds. */

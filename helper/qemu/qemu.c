@@ -209,6 +209,17 @@ int qemu_cont(struct qemu *qemu, struct error *err)
 	return simple(qemu, "cont", err);
 }
 
+/* MiB a second, of each vCPU. */
+static int limit_dirty_rate(struct qemu *qemu, uint64_t rate, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, "set-vcpu-dirty-limit",
+				     json_pack("{s:I}", "dirty-rate", (json_int_t)rate), -1, COMMAND_MS,
+				     err);
+
+	json_decref(result);
+	return result ? 0 : -EIO;
+}
+
 int qemu_log_writes(struct qemu *qemu, bool on, struct error *err)
 {
 	json_t *result;
@@ -223,35 +234,46 @@ int qemu_log_writes(struct qemu *qemu, bool on, struct error *err)
 	json_decref(result);
 	if (used)
 		return error_set(err, EBUSY, "QEMU limits the VM's dirty rate already");
-	/* In MB/s. */
-	result = qmp_command(&qemu->qmp, "set-vcpu-dirty-limit", json_pack("{s:i}", "dirty-rate", 1000000),
-			     -1, COMMAND_MS, err);
-	json_decref(result);
-	return result ? 0 : -EIO;
+	return limit_dirty_rate(qemu, 1000000, err);
 }
 
-bool qemu_pins_memory(struct qemu *qemu)
+int qemu_throttle(struct qemu *qemu, uint64_t bytes_per_second, struct error *err)
 {
+	uint64_t mib = bytes_per_second >> 20;
+
+	return limit_dirty_rate(qemu, mib ? mib : 1, err);
+}
+
+const char *qemu_hidden_writer(struct qemu *qemu)
+{
+	static const struct {
+		const char *needle, *name;
+	} devices[] = {
+		{ "vdpa", "vDPA" }, { "rdma", "RDMA" }, { "vhost-user", "vhost-user" },
+		{ "dev: xen-", "Xen guest" },
+	};
 	struct error ignored;
 	json_t *nodes = qmp_command(&qemu->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1),
 				    -1, COMMAND_MS, &ignored);
-	char *devices = qmp_hmp(&qemu->qmp, "info qtree", &ignored);
+	char *tree = qmp_hmp(&qemu->qmp, "info qtree", &ignored);
 	char *nets = qmp_hmp(&qemu->qmp, "info network", &ignored);
-	bool pins = !nodes || !devices || !nets || strstr(devices, "vdpa") || strstr(devices, "rdma") ||
-		    strstr(nets, "vdpa");
-	const char *driver;
+	const char *found = nodes && tree && nets ? NULL : "unknown", *driver;
 	json_t *node;
 	size_t i;
 
+	for (i = 0; i < sizeof(devices) / sizeof(*devices) && !found; i++)
+		if (strstr(tree, devices[i].needle) || strstr(nets, devices[i].needle))
+			found = devices[i].name;
 	/* The driver that has the disk's controller to itself, by VFIO. */
 	json_array_foreach(nodes, i, node) {
 		driver = json_string_value(json_object_get(node, "drv"));
-		pins |= driver && !strcmp(driver, "nvme");
+		if (driver && !strcmp(driver, "nvme"))
+			found = "nvme://";
 	}
 	json_decref(nodes);
 	free(nets);
-	free(devices);
-	return pins;
+	free(tree);
+	return found;
 }
 
 /*

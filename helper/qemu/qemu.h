@@ -49,6 +49,9 @@ int qemu_check_stopped(struct qemu *qemu, struct error *err);
 bool qemu_is_alive(const struct qemu *qemu);
 int qemu_cont(struct qemu *qemu, struct error *err);
 
+/* With that logging on: have each vCPU dirty no more than that; QEMU's unit is 1 MiB/s. */
+int qemu_throttle(struct qemu *qemu, uint64_t bytes_per_second, struct error *err);
+
 /*
  * Have vCPUs' writes logged in the dirty ring, or no longer, by way of QEMU's limit of the dirty
  * rate, set higher than any rate.  On: QEMU does it soon after the answer.  -EBUSY when somebody
@@ -56,8 +59,11 @@ int qemu_cont(struct qemu *qemu, struct error *err);
  */
 int qemu_log_writes(struct qemu *qemu, bool on, struct error *err);
 
-/* Does QEMU let a device write to guest memory by itself, without QEMU or the kernel? */
-bool qemu_pins_memory(struct qemu *qemu);
+/*
+ * What writes to guest memory past QEMU and the page tables, and the dirty ring maybe: its name, or
+ * NULL when there is nothing of the kind.
+ */
+const char *qemu_hidden_writer(struct qemu *qemu);
 
 /* Read the list of RAM blocks; the VM is stopped, so that it stays valid. */
 int qemu_list_blocks(struct qemu *qemu, struct error *err);

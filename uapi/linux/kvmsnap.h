@@ -251,6 +251,7 @@ enum kvmsnap_queue_flags {
  * @nr_ranges: entries at @ranges, 1 to KVMSNAP_MAX_RANGES, for PASS_RANGES; otherwise 0
  * @ranges: address of an array of struct kvmsnap_range, for PASS_RANGES; otherwise 0
  * @pass: out, number of this pass, counted from 1
+ * @bytes_per_second: the most to write, apart from 2 MiB at once at the beginning; 0 for no limit
  *
  * Writes every page of the pass that has content.  A page that is untouched or all zeros
  * is not written, unless it was written to this target before (zeros are written then)
@@ -263,8 +264,8 @@ enum kvmsnap_queue_flags {
  * Errors: ENODEV no VM, target or region; ENODATA PASS_DIRTY or COMPARE without the
  * tracking they need, or a memslot under a region doesn't log dirty pages; ESTALE somebody
  * else has harvested the dirty rings, what was written is not known any more, and a new
- * session is needed; EOPNOTSUPP logging leaves pages unprotected; ENOMEM; EBUSY a pass is running; EFBIG the target ends
- * before the last region; EDEADLK the target is mapped as guest memory; ESRCH VM's process
+ * session is needed; EOPNOTSUPP logging leaves pages unprotected; ENOMEM; EBUSY a pass is
+ * running; EFBIG the target ends before the last region; EDEADLK the target is mapped as guest memory; ESRCH VM's process
  * gone; ENOENT a range names no region; ERANGE it ends outside; in KVMSNAP_STATE_FAILED
  * the error that led there.
  */
@@ -275,6 +276,7 @@ struct kvmsnap_queue {
 	__u32 nr_ranges;
 	__aligned_u64 ranges;
 	__aligned_u64 pass;
+	__aligned_u64 bytes_per_second;
 };
 #define KVMSNAP_QUEUE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_QUEUE)
 

@@ -81,9 +81,10 @@ wait_for() {
 	return 1
 }
 
-# guest_count NAME WHAT: the last figure of that name (writes, reads) on a console.
+# guest_count NAME WHAT: the last figure of that name (writes, reads) on a console, whose last line
+# may be a part of one.
 guest_count() {
-	sed -n "s/^guest: tick .* $2 \([0-9][0-9]*\).*/\1/p" "$work/$1.console" | tail -1
+	head -n -1 "$work/$1.console" | sed -n "s/^guest: tick .* $2 \([0-9][0-9]*\).*/\1/p" | tail -1
 }
 
 # The number of the last whole tick on a console.

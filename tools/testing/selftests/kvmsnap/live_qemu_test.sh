@@ -39,11 +39,11 @@ live_trip() {
 	cat "$work/report"
 	[ "$(guest_status a)" = paused ]
 	# It ran during the save, and its memory was written in the way that is named.
-	[ "$(jq .live_passes "$work/report")" -ge 2 ]
+	[ "$(jq .live_passes "$work/report")" -ge "${passes:-2}" ]
 	[ "$(jq .paused_written_bytes "$work/report")" -lt "$(jq .written_bytes "$work/report")" ]
 	# What it wrote meanwhile, by the module's count: the console may be behind.
 	[ "$writes" -gt 0 ]
-	[ "$(jq '.changed_bytes_per_second > 100000 and .paused_written_bytes + .staged_bytes > 0' "$work/report")" = true ]
+	[ "$(jq '(.changed_bytes_per_second > 100000 or .live_passes == 1) and .paused_written_bytes + .staged_bytes > 0' "$work/report")" = true ]
 	case $GUEST_RING in
 	"") [ "$(jq -r .tracking "$work/report")" = compare ] ;;
 	*) [ "$(jq -r .tracking "$work/report")" = ring ] ;;
@@ -213,19 +213,109 @@ too_long() {
 	grep -q 'allow more with --allow-downtime' "$work/error"
 }
 
-# After SIGNAL to the helper in the second pass.
-signalled() {
-	local saver i
+# A save to FILE that is in its second pass or a later one; its process is $saver.
+begin_save() {
+	local i
 	# shellcheck disable=SC2086
-	kvmsnap save $live --qmp "$work/a.qmp" --output "$dir/snap" &
+	kvmsnap save $live --qmp "$work/a.qmp" --output "$1" 2>"$work/error" &
 	saver=$!
 	for i in $(seq 300); do
-		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && break
+		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && return
 		sleep 0.05
 	done
+	return 1
+}
+
+# After SIGNAL to the helper.
+signalled() {
+	local saver
+	begin_save "$dir/snap"
 	kill -"$1" $saver
 	! wait $saver
 	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+}
+
+disk_fails() {
+	local saver disk sectors
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	# Slow enough for the save not to be over before it fails.
+	modprobe dm-delay
+	dm_load "0 $sectors delay $disk 0 0 $disk 0 300"
+	begin_save "/dev/mapper/${KVMSNAP_DM:?}"
+	dm_load "0 $sectors error"
+	! wait $saver || return 1
+	dm_load "0 $sectors linear $disk 0"
+	cat "$work/error"
+	grep -q 'Input/output error' "$work/error"
+}
+
+# QEMU is killed in the middle: the helper says so, and leaves nothing.
+qemu_killed() {
+	local saver i
+	guest_kill a
+	rm -f "$dir/snap"*
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	begin_save "$dir/snap"
+	guest_kill a
+	! wait $saver || return 1
+	cat "$work/error"
+	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]
+}
+
+# No faster than that while the guest runs, and as fast as can be when it does not.
+with_bandwidth() {
+	local live="$live --bandwidth 40M --max-passes 2"
+	live_trip "$work_args" nothing -m ${mem}M
+	jq -e '.phases.live > 0.9 * (.written_bytes - .paused_written_bytes) / (40 * 1048576)' "$work/report"
+}
+
+# Passes don't get shorter: QEMU slows the guest down, and does so no more afterwards.
+with_throttle() {
+	local live="$live --throttle 1M"
+	live_trip "$work_args" nothing -m ${mem}M
+	[ "$(jq .throttled "$work/report")" = true ]
+}
+
+# random_trip SEED: all of it by chance.
+random_trip() {
+	local x looks=any passes=1 GUEST_RING args writers
+	RANDOM=$1
+	GUEST_RING=$((1024 << RANDOM % 7))
+	[ $((RANDOM % 5)) != 0 ] || GUEST_RING=""
+	writers=$((1 + RANDOM % 3))
+	local work_args="fill=$((8 + RANDOM % 40)) zero=$((RANDOM % 8)) tick=100 writers=$writers write=$((1 + RANDOM % 12))"
+	args="-smp $((1 + RANDOM % 4))"
+	case $((RANDOM % 4)) in
+	0) args="$args -machine q35 -m ${mem}M" ;;
+	1) args="$args -machine pc,memory-backend=m0 -object memory-backend-memfd,id=m0,size=${mem}M,share=on -m ${mem}M" ;;
+	2) args="$args -machine pc,mem-merge=on -m ${mem}M" ;;
+	3) args="$args -machine pc -m ${mem}M" ;;
+	esac
+	local live="$live"
+	[ $((RANDOM % 2)) = 0 ] || live="$live --stage $((1 << RANDOM % 8))M"
+	[ $((RANDOM % 2)) = 0 ] || live="$live --max-passes $((1 + RANDOM % 4))"
+	x=nothing
+	local GUEST_MODULES=""
+	case $((RANDOM % 3)) in
+	0)
+		GUEST_MODULES="virtio_pci virtio_blk"
+		head -c 24M /dev/urandom >"$dir/disk.img"
+		work_args="$work_args disk=1"
+		args="$args -drive file=$dir/disk.img,format=raw,if=virtio,read-only=on,file.locking=off,cache=none,aio=$([ $((RANDOM % 2)) = 0 ] && echo native || echo io_uring)"
+		;;
+	1)
+		GUEST_MODULES="virtio_pci virtio_balloon"
+		x=balloon
+		args="$args -device virtio-balloon-pci"
+		;;
+	esac
+	echo "seed $1: ring ${GUEST_RING:-none}, $work_args, $live, $args"
+	# shellcheck disable=SC2086
+	live_trip "$work_args" $x $args
+	rm -f "$dir/disk.img"
 }
 
 disk_full() {
@@ -256,9 +346,19 @@ tap_case "memfd, shared" with_memfd
 tap_case "hugetlbfs, 2 MiB" with_hugetlb
 tap_case "memory plugged in the middle" with_plugged_memory
 tap_case "staged" staged
+tap_case "a limit of the bandwidth" with_bandwidth
+tap_case "a guest that is throttled" with_throttle
 tap_case "staged, a slow disk" slow_disk
 tap_case "given up: the pause would be too long" failing too_long
 tap_case "interrupted in the middle" failing signalled INT
 tap_case "the helper killed in the middle" failing signalled KILL
 tap_case "the disk full" failing disk_full
+tap_case "the disk fails" failing disk_fails
+tap_case "QEMU killed in the middle" qemu_killed
+# The seed of the first, to repeat it, and how many.
+seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
+for i in $(seq "${KVMSNAP_QEMU_ROUNDS:-3}"); do
+	tap_case "random_rounds, seed $seed" random_trip "$seed"
+	seed=$(((seed + 1) % 32768))
+done
 tap_end
