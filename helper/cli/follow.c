@@ -167,11 +167,17 @@ int follow_start(struct follow *follow, struct error *err)
 	return 0;
 }
 
+void follow_lost(struct follow *follow)
+{
+	follow->ring = false;
+	follow->why = "somebody else has switched QEMU's dirty ring off";
+}
+
 bool follow_has_bits(const struct follow *follow)
 {
 	size_t i;
 
-	for (i = 0; i < follow->nr; i++)
+	for (i = 0; i < follow->nr && follow->ring; i++)
 		if (follow->blocks[i].soft && follow->ram->blocks[i].region >= 0)
 			return true;
 	return false;
@@ -240,15 +246,15 @@ int follow_collect(struct follow *follow, struct error *err)
 	if (!follow->ring)
 		return 0;
 	ret = kvmsnap_harvest(follow->ram->session, NULL);
-	/* Somebody has switched logging off. */
-	if (ret == -ENODATA)
+	if (ret == -ENODATA) {
+		follow_lost(follow);
 		return 0;
+	}
 	if (ret)
 		return error_set(err, -ret, "harvesting the dirty rings: %s", strerror(-ret));
 	ret = scan(follow, &ranges, err);
 	if (!ret)
 		ret = mark(follow, &ranges, err);
-	follow->marked = count_pages(&ranges);
 	free(ranges.range);
 	return ret ? ret : 1;
 }

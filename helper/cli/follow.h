@@ -28,7 +28,6 @@ struct follow {
 	} *blocks;		/* as in the file; those beyond @nr are new, and all dirty */
 	size_t nr;
 	bool cleared;		/* soft-dirty bits were, once */
-	uint64_t marked;	/* pages that the last follow_collect() added */
 };
 
 /*
@@ -36,6 +35,9 @@ struct follow {
  * uses QEMU's limit of the dirty rate, there is only comparing: no error.
  */
 int follow_start(struct follow *follow, struct error *err);
+
+/* QEMU does not log any more, by somebody else's doing: there is only comparing from now on. */
+void follow_lost(struct follow *follow);
 
 /* Are there bits to be cleared by follow_clear()? */
 bool follow_has_bits(const struct follow *follow);

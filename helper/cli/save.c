@@ -224,6 +224,18 @@ static int clear_bits(struct save *save, struct error *err)
 	return ret;
 }
 
+/* A pass; over everything, from now on, if somebody else has switched the ring off. */
+static int tracked_pass(struct save *save, uint32_t kind, uint32_t flags, const char *what,
+			struct error *err)
+{
+	int ret = ram_pass(&save->ram, kind, flags, what, err);
+
+	if (ret != -ENODATA || !save->follow.ring)
+		return ret;
+	follow_lost(&save->follow);
+	return ram_pass(&save->ram, KVMSNAP_PASS_ALL, flags, what, err);
+}
+
 /*
  * The next pass while the VM runs.  The first is over everything; then, if there are soft-dirty
  * bits, one that compares everything begins where they do.
@@ -242,8 +254,8 @@ static int live_pass(struct save *save, struct error *err)
 	if (ret)
 		return ret;
 	snprintf(what, sizeof(what), "pass %ld", ++save->passes);
-	ret = ram_pass(ram, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
-		       save->passes > 1 ? KVMSNAP_QUEUE_COMPARE : 0, what, err);
+	ret = tracked_pass(save, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
+			   save->passes > 1 ? KVMSNAP_QUEUE_COMPARE : 0, what, err);
 	if (save->passes == 1)
 		save->first_seconds = ram->seconds;
 	else if (ram->seconds > 0)
@@ -326,8 +338,8 @@ static int write_rest(struct save *save, struct error *err)
 		ret = follow_collect(&save->follow, err);
 		if (ret < 0)
 			return ret;
-		ret = ram_pass(ram, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL,
-			       how | KVMSNAP_QUEUE_COMPARE, "the rest", err);
+		ret = tracked_pass(save, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL,
+				   how | KVMSNAP_QUEUE_COMPARE, "the rest", err);
 		save->last_looks = ram->stats.pages_total;
 	} else {
 		ret = ram_pass(ram, KVMSNAP_PASS_ALL, 0, "saving", err);

@@ -44,10 +44,7 @@ live_trip() {
 	# What it wrote meanwhile, by the module's count: the console may be behind.
 	[ "$writes" -gt 0 ]
 	[ "$(jq '(.changed_bytes_per_second > 100000 or .live_passes == 1) and .paused_written_bytes + .staged_bytes > 0' "$work/report")" = true ]
-	case $GUEST_RING in
-	"") [ "$(jq -r .tracking "$work/report")" = compare ] ;;
-	*) [ "$(jq -r .tracking "$work/report")" = ring ] ;;
-	esac
+	[ "$(jq -r .tracking "$work/report")" = "${tracking:-$([ -n "$GUEST_RING" ] && echo ring || echo compare)}" ]
 	case $looks in
 	some) [ "$(jq '.soft_dirty and .paused_compared_bytes < .ram_bytes * 0.75' "$work/report")" = true ] ;;
 	all) [ "$(jq '.paused_compared_bytes > .ram_bytes * 0.9' "$work/report")" = true ] ;;
@@ -265,6 +262,21 @@ qemu_killed() {
 	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]
 }
 
+# Somebody else ends QEMU's limit of the dirty rate, by which it logs, again and again.
+cancel_logging() {
+	local i
+	for i in $(seq 20); do
+		sleep 0.1
+		qmp "$1" '{"execute":"cancel-vcpu-dirty-limit"}' >/dev/null
+	done
+}
+cancel_logging_restored() { :; }
+
+with_logging_lost() {
+	local looks=all tracking=compare live="$live --bandwidth 60M"
+	live_trip "$work_args" cancel_logging -m ${mem}M
+}
+
 # No faster than that while the guest runs, and as fast as can be when it does not.
 with_bandwidth() {
 	local live="$live --bandwidth 40M --max-passes 2"
@@ -346,6 +358,7 @@ tap_case "memfd, shared" with_memfd
 tap_case "hugetlbfs, 2 MiB" with_hugetlb
 tap_case "memory plugged in the middle" with_plugged_memory
 tap_case "staged" staged
+tap_case "logging switched off in the middle" with_logging_lost
 tap_case "a limit of the bandwidth" with_bandwidth
 tap_case "a guest that is throttled" with_throttle
 tap_case "staged, a slow disk" slow_disk
