@@ -21,7 +21,7 @@ help:
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
 	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU'
 	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
-	@echo '  bench             side by side with stock QEMU; writes the table into README.md'
+	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 
 modules:
@@ -73,7 +73,7 @@ test-broken:
 	tools/testing/test-broken $(TESTS)
 
 bench:
-	tools/testing/bench/bench
+	tools/testing/bench/bench $(PARTS)
 
 shell:
 	$(VM) --disk 4G -- sh -c '$(CMD)'
