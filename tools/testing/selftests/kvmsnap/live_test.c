@@ -678,9 +678,11 @@ TEST_F(staged, is_what_memory_was)
 		       (unsigned long long)stats.pages_written, (unsigned long long)stats.pages_staged,
 		       staged * 1e3, written * 1e3);
 		EXPECT_LT(100, stats.pages_written);
-		if (variant->bytes == RAM)
+		/* Nothing left to write after the resume gives the guest no time to work. */
+		if (variant->bytes == RAM) {
 			EXPECT_LT(staged, written);
-		EXPECT_LT(work, machine_work(&self->m));
+			EXPECT_LT(work, machine_work(&self->m));
+		}
 		ASSERT_EQ((ssize_t)RAM, pread(self->target, file, RAM, 0));
 		EXPECT_EQ(0, memcmp(file, self->ram, RAM));
 	}
