@@ -97,6 +97,24 @@ void kvmsnap_dirty_mark_region(struct kvmsnap_session *session, struct kvmsnap_r
 	}
 }
 
+/* What was written since the target was set is in no target any more.  Process context, no pass. */
+void kvmsnap_dirty_mark_written(struct kvmsnap_session *session, struct kvmsnap_region *region)
+{
+	u64 word, page, words = BITS_TO_LONGS(region->nr_pages);
+
+	for (word = 0; word < words; word++) {
+		unsigned long bits = region->written[word];
+
+		if (bits)
+			kvmsnap_dirty_set(session, region->dirty + word, bits);
+		for (page = word * BITS_PER_LONG; bits && region->hash; page++, bits >>= 1)
+			if (bits & 1)
+				region->hash[page] = 0;
+		if (!(word % 4096))
+			cond_resched();
+	}
+}
+
 /* Put all pages into the set.  Process context. */
 void kvmsnap_dirty_mark_all(struct kvmsnap_session *session)
 {
@@ -144,6 +162,10 @@ int kvmsnap_dirty_alloc(struct kvmsnap_region *region, bool hash)
 	if (!err && !region->dirty) {
 		region->dirty = kvmsnap_bitmap_alloc(region);
 		err = region->dirty ? 0 : -ENOMEM;
+	}
+	if (!err && !region->written) {
+		region->written = kvmsnap_bitmap_alloc(region);
+		err = region->written ? 0 : -ENOMEM;
 	}
 	if (!err && hash && !region->hash) {
 		region->hash = kvmsnap_hash_alloc(region);

@@ -65,6 +65,7 @@ union kvmsnap_arg {
 	struct kvmsnap_mark_dirty mark_dirty;
 	struct kvmsnap_set_stage set_stage;
 	struct kvmsnap_set_phase set_phase;
+	struct kvmsnap_get_hashes get_hashes;
 };
 
 /**
@@ -93,7 +94,7 @@ struct kvmsnap_op {
 static const struct kvmsnap_op kvmsnap_ops[] = {
 	KVMSNAP_OP(KVMSNAP_INFO, kvmsnap_info, max_bytes, kvmsnap_info),
 	KVMSNAP_OP(KVMSNAP_BIND_VM, kvmsnap_bind_vm, reserved, kvmsnap_session_bind_vm),
-	KVMSNAP_OP(KVMSNAP_SET_TARGET, kvmsnap_set_target, reserved, kvmsnap_session_set_target),
+	KVMSNAP_OP(KVMSNAP_SET_TARGET, kvmsnap_set_target, offset, kvmsnap_session_set_target),
 	KVMSNAP_OP(KVMSNAP_ADD_REGION, kvmsnap_add_region, reserved, kvmsnap_session_add_region),
 	KVMSNAP_OP(KVMSNAP_QUEUE, kvmsnap_queue, bytes_per_second, kvmsnap_session_queue),
 	KVMSNAP_OP(KVMSNAP_WAIT, kvmsnap_wait, pass, kvmsnap_session_wait),
@@ -106,6 +107,7 @@ static const struct kvmsnap_op kvmsnap_ops[] = {
 	KVMSNAP_OP(KVMSNAP_MARK_DIRTY, kvmsnap_mark_dirty, ranges, kvmsnap_session_mark_dirty),
 	KVMSNAP_OP(KVMSNAP_SET_STAGE, kvmsnap_set_stage, bytes, kvmsnap_session_set_stage),
 	KVMSNAP_OP(KVMSNAP_SET_PHASE, kvmsnap_set_phase, pause_ns, kvmsnap_session_set_phase),
+	KVMSNAP_OP(KVMSNAP_GET_HASHES, kvmsnap_get_hashes, key, kvmsnap_session_get_hashes),
 };
 
 static long kvmsnap_ioctl(struct file *file, unsigned int number, unsigned long user)

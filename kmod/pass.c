@@ -280,7 +280,7 @@ static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_
 	worker->pages_staged = 0;
 
 	if (!err && fill_err && fill_err != -EAGAIN)
-		kvmsnap_session_fail(session, fill_err, worker->region->offset +
+		kvmsnap_session_fail(session, fill_err, session->target_offset + worker->region->offset +
 				     ((worker->first_page + worker->filled) << PAGE_SHIFT));
 	err = err ?: fill_err;
 	if (!err)

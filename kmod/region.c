@@ -64,6 +64,7 @@ void kvmsnap_region_free(struct kvmsnap_region *region)
 	vfree(region->present);
 	vfree(region->todo);
 	vfree(region->dirty);
+	vfree(region->written);
 	vfree(region->hash);
 	kfree(region);
 }
@@ -89,6 +90,18 @@ int kvmsnap_region_clear_todo(struct kvmsnap_region *region)
 	else
 		region->todo = kvmsnap_bitmap_alloc(region);
 	return region->todo ? 0 : -ENOMEM;
+}
+
+/* There is a new target; @empty: with nothing in it.  May sleep. */
+void kvmsnap_region_begin(struct kvmsnap_region *region, bool empty)
+{
+	if (region->written)
+		kvmsnap_clear(region->written, kvmsnap_region_bitmap_bytes(region));
+	if (!empty)
+		return;
+	kvmsnap_clear(region->present, kvmsnap_region_bitmap_bytes(region));
+	if (region->hash)
+		kvmsnap_clear(region->hash, kvmsnap_region_hash_bytes(region));
 }
 
 /**

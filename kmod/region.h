@@ -19,13 +19,14 @@ static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
  * @id: index in the session
  * @flags: of enum kvmsnap_region_flags
  * @hva: first byte, in the VM's process
- * @offset: where it lies in the target
+ * @offset: where it lies in the target, from session->target_offset on
  * @nr_pages: length
  * @present: a bit a page: written to the target.  While a pass runs, only the
  *	writer's done_work sets bits; all else happens between passes.
  * @todo: a bit a page: the pass has yet to take it; NULL until a pass over ranges or
  *	tracking needs it.  A chunk's bits belong to the worker that has taken the chunk.
  * @dirty: a bit a page: in the dirty set (dirty.c); NULL before tracking
+ * @written: a bit a page: written since the target was set; NULL before tracking.  As @present
  * @hash: of each page's bytes in the target, 0 where that is not known; NULL when no hashes
  *	are kept.  A chunk's entries belong to the worker that has taken the chunk, and
  *	those of a write in flight to its completion.
@@ -41,6 +42,7 @@ struct kvmsnap_region {
 	unsigned long *present;
 	unsigned long *todo;
 	unsigned long *dirty;
+	unsigned long *written;
 	u64 *hash;
 };
 
@@ -50,6 +52,7 @@ unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region);
 u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region);
 void kvmsnap_region_free(struct kvmsnap_region *region);
 int kvmsnap_region_clear_todo(struct kvmsnap_region *region);
+void kvmsnap_region_begin(struct kvmsnap_region *region, bool empty);
 int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 nr_pages,
 			       void __user *user);
 bool kvmsnap_region_overlaps(const struct kvmsnap_region *a, const struct kvmsnap_region *b);

@@ -251,7 +251,7 @@ static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
 		struct kvmsnap_region *region = session->regions[i];
 
 		memory += sizeof(*region) + kvmsnap_region_bitmap_bytes(region) *
-			  (1 + !!region->todo + !!region->dirty);
+			  (1 + !!region->todo + !!region->dirty + !!region->written);
 		if (region->hash)
 			memory += kvmsnap_region_hash_bytes(region);
 	}
@@ -407,6 +407,16 @@ out:
 	return err;
 }
 
+/* May the session go on with another target that has something of the last one? */
+static int kvmsnap_session_check_continue(struct kvmsnap_session *session, u32 flags)
+{
+	if (!flags)
+		return 0;
+	if (!kvmsnap_ring_tracking(&session->ring) || !session->target)
+		return -ENODATA;
+	return flags & KVMSNAP_TARGET_CURRENT ? READ_ONCE(session->error) : 0;
+}
+
 int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_set_target *arg = data;
@@ -414,9 +424,10 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 	u32 i;
 	int err;
 
-	if (arg->flags)
+	if (arg->flags & ~(KVMSNAP_TARGET_CURRENT | KVMSNAP_TARGET_BEFORE))
 		return -EOPNOTSUPP;
-	if (arg->reserved)
+	if (arg->reserved || !PAGE_ALIGNED(arg->offset) || arg->offset > LLONG_MAX ||
+	    hweight32(arg->flags) > 1)
 		return -EINVAL;
 	file = fget(arg->fd);
 	if (!file)
@@ -428,18 +439,20 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 	err = kvmsnap_session_lock_setup(session);
 	if (err)
 		goto out_file;
+	err = kvmsnap_session_check_continue(session, arg->flags);
+	if (err)
+		goto out_unlock;
 
 	old = session->target;
 	session->target = file;
+	session->target_offset = arg->offset;
 	file = old;
 	for (i = 0; i < session->nr_regions; i++) {
-		struct kvmsnap_region *region = session->regions[i];
-
-		kvmsnap_clear(region->present, kvmsnap_region_bitmap_bytes(region));
-		if (region->hash)
-			kvmsnap_clear(region->hash, kvmsnap_region_hash_bytes(region));
+		if (arg->flags & KVMSNAP_TARGET_BEFORE)
+			kvmsnap_dirty_mark_written(session, session->regions[i]);
+		kvmsnap_region_begin(session->regions[i], !arg->flags);
 	}
-	if (kvmsnap_ring_tracking(&session->ring))
+	if (!arg->flags && kvmsnap_ring_tracking(&session->ring))
 		kvmsnap_dirty_mark_all(session);
 	spin_lock(&session->state_lock);
 	if (session->state == KVMSNAP_STATE_FAILED) {
@@ -448,6 +461,7 @@ int kvmsnap_session_set_target(struct kvmsnap_session *session, void *data)
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_IDLE);
 	}
 	spin_unlock(&session->state_lock);
+out_unlock:
 	mutex_unlock(&session->lock);
 out_file:
 	if (file)
@@ -608,7 +622,8 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 	for (i = 0; i < session->nr_regions && !err; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
-		if (region->offset + kvmsnap_region_bytes(region) > size)
+		/* None of the three exceeds LLONG_MAX; the sum of the last two does not either. */
+		if (session->target_offset + (region->offset + kvmsnap_region_bytes(region)) > size)
 			err = -EFBIG;
 		else
 			err = kvmsnap_region_maps_file(mm, region, session->target);
@@ -763,6 +778,37 @@ int kvmsnap_session_stats(struct kvmsnap_session *session, void *data)
 	return 0;
 }
 
+/*
+ * Take session->lock to look at @nr pages of a region from @first on; no pass runs.  The region, or
+ * -EINTR, -EBUSY, -ENOENT, -ERANGE without the lock.
+ */
+static struct kvmsnap_region *kvmsnap_session_lock_region(struct kvmsnap_session *session, u32 id,
+							  u64 first, u64 nr)
+{
+	struct kvmsnap_region *region;
+	int err;
+
+	if (mutex_lock_killable(&session->lock))
+		return ERR_PTR(-EINTR);
+	err = kvmsnap_session_check_setup(session);
+	if (err == -ESRCH)
+		err = 0;	/* what was written stays written */
+	if (err)
+		goto err_unlock;
+	err = -ENOENT;
+	if (id >= session->nr_regions)
+		goto err_unlock;
+	region = session->regions[id];
+	err = -ERANGE;
+	if (first >= region->nr_pages || nr > region->nr_pages - first)
+		goto err_unlock;
+	return region;
+
+err_unlock:
+	mutex_unlock(&session->lock);
+	return ERR_PTR(err);
+}
+
 int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_get_bitmap *arg = data;
@@ -771,30 +817,43 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	const unsigned long *bitmap;
 	int err;
 
-	if (arg->flags & ~KVMSNAP_BITMAP_DIRTY)
+	if (arg->flags & ~(KVMSNAP_BITMAP_DIRTY | KVMSNAP_BITMAP_WRITTEN))
 		return -EOPNOTSUPP;
-	if (arg->reserved || arg->first_page % 64 || !arg->nr_pages)
+	if (arg->reserved || arg->first_page % 64 || !arg->nr_pages || hweight32(arg->flags) > 1)
 		return -EINVAL;
 
-	if (mutex_lock_killable(&session->lock))
-		return -EINTR;
-	err = kvmsnap_session_check_setup(session);
-	if (err == -ESRCH)
-		err = 0;	/* what was written stays written */
-	if (err)
-		goto out;
-	err = -ENOENT;
-	if (arg->region_id >= session->nr_regions)
-		goto out;
-	region = session->regions[arg->region_id];
-	err = -ERANGE;
-	if (arg->first_page >= region->nr_pages ||
-	    arg->nr_pages > region->nr_pages - arg->first_page)
-		goto out;
-	bitmap = arg->flags & KVMSNAP_BITMAP_DIRTY ? region->dirty : region->present;
+	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page, arg->nr_pages);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	bitmap = arg->flags & KVMSNAP_BITMAP_DIRTY ? region->dirty :
+		 arg->flags & KVMSNAP_BITMAP_WRITTEN ? region->written : region->present;
 	err = bitmap ? kvmsnap_region_copy_bitmap(bitmap, arg->first_page, arg->nr_pages, user) :
 		       -ENODATA;
-out:
+	mutex_unlock(&session->lock);
+	return err;
+}
+
+int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
+{
+	struct kvmsnap_get_hashes *arg = data;
+	struct kvmsnap_region *region;
+	int err = 0;
+
+	if (arg->flags)
+		return -EOPNOTSUPP;
+	if (arg->reserved || !arg->nr_pages)
+		return -EINVAL;
+	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page, arg->nr_pages);
+	if (IS_ERR(region))
+		return PTR_ERR(region);
+	BUILD_BUG_ON(sizeof(arg->key) != sizeof(session->ring.key));
+	if (!region->hash)
+		err = -ENODATA;
+	else if (copy_to_user(u64_to_user_ptr(arg->data), region->hash + arg->first_page,
+			      arg->nr_pages * sizeof(*region->hash)))
+		err = -EFAULT;
+	else
+		memcpy(arg->key, &session->ring.key, sizeof(arg->key));
 	mutex_unlock(&session->lock);
 	return err;
 }

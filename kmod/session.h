@@ -46,6 +46,7 @@ struct kvmsnap_session {
 	struct mutex lock;		/* serializes all that changes it */
 	struct kvmsnap_vm *vm;		/* set once */
 	struct file *target;
+	u64 target_offset;		/* where the regions' offsets count from */
 	struct kvmsnap_region *regions[KVMSNAP_MAX_REGIONS];
 	u32 nr_regions;			/* published: who marks dirty pages reads without @lock */
 	u64 total_pages;
@@ -89,6 +90,7 @@ int kvmsnap_session_wait(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_cancel(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_stats(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data);
+int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_track(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data);

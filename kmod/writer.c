@@ -191,7 +191,7 @@ static void kvmsnap_request_finish(struct kvmsnap_request *req)
 	struct kvmsnap_region *region = req->region;
 	struct kvmsnap_writer *writer = &session->writer;
 	u64 bytes = (u64)req->nr_pages << PAGE_SHIFT;
-	u64 offset = region->offset + (req->first_page << PAGE_SHIFT);
+	u64 offset = session->target_offset + region->offset + (req->first_page << PAGE_SHIFT);
 
 	trace_kvmsnap_write_complete(session->id, offset, bytes, req->result,
 				     ktime_to_ns(ktime_sub(ktime_get(), req->submitted)));
@@ -202,6 +202,9 @@ static void kvmsnap_request_finish(struct kvmsnap_request *req)
 		/* done_work alone sets these bits while a pass runs. */
 		bitmap_set(region->present + BIT_WORD(req->first_page),
 			   req->first_page % BITS_PER_LONG, req->nr_pages);
+		if (region->written)
+			bitmap_set(region->written + BIT_WORD(req->first_page),
+				   req->first_page % BITS_PER_LONG, req->nr_pages);
 		atomic64_add(bytes, &writer->bytes);
 		atomic64_inc(&writer->completed);
 	} else {
@@ -248,7 +251,7 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 	size_t bytes = (size_t)req->nr_pages << PAGE_SHIFT;
 	const struct cred *cred;
 	struct iov_iter iter;
-	loff_t pos = req->region->offset + (req->first_page << PAGE_SHIFT);
+	loff_t pos = session->target_offset + req->region->offset + (req->first_page << PAGE_SHIFT);
 	u32 in_flight;
 	long ret;
 

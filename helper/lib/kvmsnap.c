@@ -2,6 +2,7 @@
 /* Each call is one ioctl; see kvmsnap.h and <linux/kvmsnap.h>. */
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/ioctl.h>
 
 #include "kvmsnap.h"
@@ -33,7 +34,14 @@ int kvmsnap_bind_vm(int session, int vm_fd)
 
 int kvmsnap_set_target(int session, int fd)
 {
-	struct kvmsnap_set_target arg = { .size = sizeof(arg), .fd = fd };
+	return kvmsnap_set_target_at(session, fd, 0, 0);
+}
+
+int kvmsnap_set_target_at(int session, int fd, uint64_t offset, uint32_t flags)
+{
+	struct kvmsnap_set_target arg = {
+		.size = sizeof(arg), .flags = flags, .fd = fd, .offset = offset,
+	};
 
 	return call(session, KVMSNAP_SET_TARGET, &arg);
 }
@@ -165,26 +173,47 @@ int kvmsnap_stats(int session, struct kvmsnap_stats *stats)
 	return call(session, KVMSNAP_STATS, stats);
 }
 
-int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
-		       void *data)
+static int get_bitmap(int session, uint32_t flags, uint32_t region_id, uint64_t first_page,
+		      uint64_t nr_pages, void *data)
 {
 	struct kvmsnap_get_bitmap arg = {
-		.size = sizeof(arg), .region_id = region_id, .first_page = first_page,
-		.nr_pages = nr_pages, .data = (uintptr_t)data,
+		.size = sizeof(arg), .flags = flags, .region_id = region_id,
+		.first_page = first_page, .nr_pages = nr_pages, .data = (uintptr_t)data,
 	};
 
 	return call(session, KVMSNAP_GET_BITMAP, &arg);
 }
 
+int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		       void *data)
+{
+	return get_bitmap(session, 0, region_id, first_page, nr_pages, data);
+}
+
 int kvmsnap_get_dirty(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
 		      void *data)
 {
-	struct kvmsnap_get_bitmap arg = {
-		.size = sizeof(arg), .flags = KVMSNAP_BITMAP_DIRTY, .region_id = region_id,
-		.first_page = first_page, .nr_pages = nr_pages, .data = (uintptr_t)data,
-	};
+	return get_bitmap(session, KVMSNAP_BITMAP_DIRTY, region_id, first_page, nr_pages, data);
+}
 
-	return call(session, KVMSNAP_GET_BITMAP, &arg);
+int kvmsnap_get_written(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+			void *data)
+{
+	return get_bitmap(session, KVMSNAP_BITMAP_WRITTEN, region_id, first_page, nr_pages, data);
+}
+
+int kvmsnap_get_hashes(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		       uint64_t *hashes, uint8_t key[16])
+{
+	struct kvmsnap_get_hashes arg = {
+		.size = sizeof(arg), .region_id = region_id, .first_page = first_page,
+		.nr_pages = nr_pages, .data = (uintptr_t)hashes,
+	};
+	int err = call(session, KVMSNAP_GET_HASHES, &arg);
+
+	if (!err)
+		memcpy(key, arg.key, sizeof(arg.key));
+	return err;
 }
 
 int kvmsnap_set_eventfd(int session, int fd)

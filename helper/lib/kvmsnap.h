@@ -29,6 +29,12 @@
  *	kvmsnap_get_bitmap(...); clear KVM_MEM_LOG_DIRTY_PAGES; kvmsnap_harvest(s, NULL);
  *	resume
  *
+ * A later one costs what has changed, if the session stays open and memslots go on logging:
+ *
+ *	reflink the file; kvmsnap_set_target_at(s, clone, 0, KVMSNAP_TARGET_CURRENT);
+ *	as above, from kvmsnap_queue_dirty() on; when it fails, reflink again and
+ *	kvmsnap_set_target_at(s, clone, 0, KVMSNAP_TARGET_BEFORE);
+ *
  * meanwhile a vCPU that exits with KVM_EXIT_DIRTY_RING_FULL calls kvmsnap_harvest(), and
  * who writes guest memory other than by a vCPU calls kvmsnap_mark_dirty() afterwards.
  * tools/testing/vmm in the sources is a small VMM that does all this.
@@ -61,6 +67,12 @@ int kvmsnap_bind_vm(int session, int vm_fd);
 
 /* Name the file or block device to write to; it must read as zeros where nothing is written. */
 int kvmsnap_set_target(int session, int fd);
+
+/*
+ * The same from @offset in the file on, and, with one of enum kvmsnap_target_flags, with what the
+ * last target has: the next generation of a snapshot, or a new try of one that failed.
+ */
+int kvmsnap_set_target_at(int session, int fd, uint64_t offset, uint32_t flags);
 
 /*
  * Give @length bytes of memory at @hva their place at @offset in the target, all in bytes
@@ -130,9 +142,15 @@ int kvmsnap_stats(int session, struct kvmsnap_stats *stats);
 int kvmsnap_get_bitmap(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
 		       void *data);
 
-/* Likewise, which are in the dirty set. */
+/* Likewise, which are in the dirty set; and which were written since the target was set. */
 int kvmsnap_get_dirty(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
 		      void *data);
+int kvmsnap_get_written(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+			void *data);
+
+/* Checksums of @nr_pages pages as the target has them: see struct kvmsnap_get_hashes. */
+int kvmsnap_get_hashes(int session, uint32_t region_id, uint64_t first_page, uint64_t nr_pages,
+		       uint64_t *hashes, uint8_t key[16]);
 
 /* Add 1 to an eventfd at the end of each pass; -1 for none. */
 int kvmsnap_set_eventfd(int session, int fd);

@@ -32,6 +32,13 @@
  *   the VMM lets the VM run
  *   WAIT                                 the target equals what memory was at the stop
  *
+ * A later snapshot of a VM that is still tracked costs what has changed:
+ *
+ *   SET_TARGET(CURRENT)                  a file that has all that the last one has
+ *   QUEUE(PASS_DIRTY)...                 as above
+ *
+ * and SET_TARGET(BEFORE), to begin again, when that fails.
+ *
  * Closing the last descriptor of the session ends it: no further write is started, and
  * what is in flight finishes by itself.  The VM is never stopped or changed.
  *
@@ -72,6 +79,7 @@ enum {
 	KVMSNAP_CMD_MARK_DIRTY,
 	KVMSNAP_CMD_SET_STAGE,
 	KVMSNAP_CMD_SET_PHASE,
+	KVMSNAP_CMD_GET_HASHES,
 };
 
 /**
@@ -136,25 +144,45 @@ struct kvmsnap_bind_vm {
 #define KVMSNAP_BIND_VM _IO(KVMSNAP_TYPE, KVMSNAP_CMD_BIND_VM)
 
 /**
+ * enum kvmsnap_target_flags - what of the last target the new one has
+ * @KVMSNAP_TARGET_CURRENT: all that is there now, as a reflink of it does, or the next part of a
+ *	file that pages are looked up in from its newest part to its oldest.  Nothing gets
+ *	dirty, and what is dirty stays so: the next generation of a snapshot.
+ * @KVMSNAP_TARGET_BEFORE: what there was when it was set: a generation has failed, or is not
+ *	wanted.  What was written to it is dirty again.
+ *
+ * One of them at most.  Both need tracking, and CURRENT a target of which no pass failed.
+ */
+enum kvmsnap_target_flags {
+	KVMSNAP_TARGET_CURRENT = 1 << 0,
+	KVMSNAP_TARGET_BEFORE = 1 << 1,
+};
+
+/**
  * struct kvmsnap_set_target - ioctl(KVMSNAP_SET_TARGET): name the file to write to
  * @size: sizeof(struct kvmsnap_set_target)
- * @flags: must be 0
+ * @flags: of enum kvmsnap_target_flags
  * @fd: a regular file or a block device, open for writing
  * @reserved: must be 0
+ * @offset: where the target begins in the file, page aligned: the regions' offsets count from here
  *
  * What is not written must read as zeros already: a new file does, a block device is
  * to be zeroed first.  A new target starts empty (all bits that GET_BITMAP tells are
- * clear), and takes a session out of KVMSNAP_STATE_FAILED.
+ * clear, all pages dirty), unless @flags say what it has, and takes a session out of
+ * KVMSNAP_STATE_FAILED.  KVMSNAP_BITMAP_WRITTEN is clear in any case.
  *
- * Errors: EBADF not open, or not for writing; EINVAL O_APPEND; EISDIR; ENXIO neither
- * regular file nor block device; EOPNOTSUPP no direct I/O there, or memory-backed
- * (tmpfs); EROFS; ETXTBSY in use as swap; EBUSY a pass is running.
+ * Errors: EBADF not open, or not for writing; EINVAL O_APPEND, or the alignment of @offset, or
+ * both flags; EISDIR; ENXIO neither regular file nor block device; EOPNOTSUPP no direct I/O
+ * there, or memory-backed (tmpfs); EROFS; ETXTBSY in use as swap; EBUSY a pass is running;
+ * ENODATA a flag without tracking, or without a target before; in KVMSNAP_STATE_FAILED, with
+ * CURRENT, the error that led there.
  */
 struct kvmsnap_set_target {
 	__u32 size;
 	__u32 flags;
 	__s32 fd;
 	__u32 reserved;
+	__aligned_u64 offset;
 };
 #define KVMSNAP_SET_TARGET _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_TARGET)
 
@@ -393,11 +421,13 @@ struct kvmsnap_stats {
 #define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
 
 /**
- * enum kvmsnap_bitmap_flags
- * @KVMSNAP_BITMAP_DIRTY: the dirty set instead of what is in the target
+ * enum kvmsnap_bitmap_flags - another bitmap than that of what is in the target; one at most
+ * @KVMSNAP_BITMAP_DIRTY: the dirty set
+ * @KVMSNAP_BITMAP_WRITTEN: what was written since SET_TARGET
  */
 enum kvmsnap_bitmap_flags {
 	KVMSNAP_BITMAP_DIRTY = 1 << 0,
+	KVMSNAP_BITMAP_WRITTEN = 1 << 1,
 };
 
 /**
@@ -412,8 +442,8 @@ enum kvmsnap_bitmap_flags {
  *	page @first_page + N was written; bits past the end are 0
  *
  * This is the bitmap of QEMU's mapped-ram format (migration/ram.c, ram_save_file_bmap).
- * Errors: ENOENT no such region; ERANGE outside of it; ENODATA KVMSNAP_BITMAP_DIRTY without
- * tracking; EBUSY a pass is running.
+ * Errors: ENOENT no such region; ERANGE outside of it; ENODATA a flag without tracking; EBUSY a
+ * pass is running.
  */
 struct kvmsnap_get_bitmap {
 	__u32 size;
@@ -630,5 +660,33 @@ struct kvmsnap_set_phase {
 	__aligned_u64 pause_ns;
 };
 #define KVMSNAP_SET_PHASE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_PHASE)
+
+/**
+ * struct kvmsnap_get_hashes - ioctl(KVMSNAP_GET_HASHES): checksums of what the target holds
+ * @size: sizeof(struct kvmsnap_get_hashes)
+ * @flags: must be 0
+ * @region_id: what ADD_REGION returned
+ * @reserved: must be 0
+ * @first_page: first page asked for
+ * @nr_pages: pages asked for
+ * @data: address of @nr_pages __u64: of each page's 4096 bytes in the target, zeros included,
+ *	SipHash-2-4 with @key, or 1 where that is 0; 0 for a page of which it is not known, since
+ *	a write failed or the page was written without a copy
+ * @key: out, 16 bytes; chosen by chance at TRACK
+ *
+ * Errors: ENOENT no such region; ERANGE outside of it; ENODATA without KVMSNAP_TRACK_HASH;
+ * EBUSY a pass is running.
+ */
+struct kvmsnap_get_hashes {
+	__u32 size;
+	__u32 flags;
+	__u32 region_id;
+	__u32 reserved;
+	__aligned_u64 first_page;
+	__aligned_u64 nr_pages;
+	__aligned_u64 data;
+	__u8 key[16];
+};
+#define KVMSNAP_GET_HASHES _IO(KVMSNAP_TYPE, KVMSNAP_CMD_GET_HASHES)
 
 #endif

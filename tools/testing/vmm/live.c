@@ -125,7 +125,7 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 		report->passes++;
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
 		kvmsnap_stats(session, &report->stats);
-	} while (machine_work(m) - work < options->min_work ||
+	} while (machine_work(m) - work < options->min_work || m->ring_full < options->min_full ||
 		 (report->passes < options->max_passes &&
 		  (options->max_downtime < 0 ||
 		   (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime)));

@@ -14,7 +14,8 @@
 struct live_options {
 	unsigned int max_passes;	/* with the machine running; at least 1 */
 	double max_downtime;		/* seconds, wished for; negative: all the passes */
-	uint64_t min_work;		/* of the guest, in passes that go on until it is done */
+	uint64_t min_work;		/* of the guest, in passes that go on until it is done, */
+	unsigned long min_full;		/* and until its rings were full that often */
 	bool hash;			/* keep hashes, and compare in the last pass */
 	bool compare_only;		/* do without the dirty ring: compare in every pass */
 	uint64_t stage;			/* bytes of the last pass to keep in kernel memory, 0 for none */

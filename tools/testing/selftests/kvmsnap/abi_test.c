@@ -48,7 +48,7 @@ TEST_F(abi, unknown_numbers)
 {
 	struct kvmsnap_info info = { .size = sizeof(info) };
 
-	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_PHASE + 1), &info));
+	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, KVMSNAP_CMD_GET_HASHES + 1), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE, 0xff), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IO(KVMSNAP_TYPE + 1, KVMSNAP_CMD_INFO), &info));
 	EXPECT_EQ(ENOTTY, call(self->session, _IOWR(KVMSNAP_TYPE, KVMSNAP_CMD_INFO, info), &info));
@@ -70,7 +70,8 @@ TEST_F(abi, unknown_numbers)
 	X(HARVEST, struct kvmsnap_harvest)				\
 	X(MARK_DIRTY, struct kvmsnap_mark_dirty)			\
 	X(SET_STAGE, struct kvmsnap_set_stage)				\
-	X(SET_PHASE, struct kvmsnap_set_phase)
+	X(SET_PHASE, struct kvmsnap_set_phase)				\
+	X(GET_HASHES, struct kvmsnap_get_hashes)
 
 static const struct {
 	const char *name;
@@ -151,7 +152,7 @@ TEST_F(abi, unknown_flags)
 TEST_F(abi, reserved_fields)
 {
 	struct kvmsnap_bind_vm bind = { sizeof(bind), 0, self->vm, 1 };
-	struct kvmsnap_set_target target = { sizeof(target), 0, self->target, 1 };
+	struct kvmsnap_set_target target = { .size = sizeof(target), .fd = self->target, .reserved = 1 };
 	struct kvmsnap_add_region region = {
 		.size = sizeof(region), .hva = (uintptr_t)self->mem, .length = PAGE, .reserved = 1,
 	};

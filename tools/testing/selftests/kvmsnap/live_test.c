@@ -143,7 +143,7 @@ TEST(full_rings)
 	struct machine m;
 
 	/* Each vCPU goes through more pages than its ring has places. */
-	options.min_work = 20000;
+	options.min_full = 1;
 	config.ring = 1024;
 	config.vcpus = 4;
 	config.pattern = PATTERN_SEQUENTIAL;
@@ -178,7 +178,7 @@ TEST(full_rings_observed)
 	struct live_report report;
 	struct machine m;
 
-	options.min_work = 20000;
+	options.min_full = 1;
 	config.reap_ms = 1000;
 	config.ring = 1024;
 	config.vcpus = 4;
@@ -563,6 +563,147 @@ TEST_F(live, target_fails)
 	EXPECT_LT(work, machine_work(&self->m));
 	ASSERT_EQ(0, kvmsnap_set_target(self->session, self->target));
 	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+}
+
+/* How many bits are set in the bitmap of what was written to this target. */
+static long count_written(int session)
+{
+	static uint8_t bits[RAM / PAGE / 8];
+	long n = 0;
+	size_t i;
+
+	if (kvmsnap_get_written(session, 0, 0, RAM / PAGE, bits))
+		return -1;
+	for (i = 0; i < sizeof(bits); i++)
+		n += __builtin_popcount(bits[i]);
+	return n;
+}
+
+/* An unnamed copy of a target. */
+static int target_copy(int from)
+{
+	int to = target_create(RAM);
+	static char buf[MIB];
+	size_t at;
+
+	for (at = 0; at < RAM; at += sizeof(buf))
+		if (pread(from, buf, sizeof(buf), (off_t)at) != sizeof(buf) ||
+		    pwrite(to, buf, sizeof(buf), (off_t)at) != sizeof(buf))
+			return -1;
+	return to;
+}
+
+static void run_for_a_while(struct machine *m)
+{
+	uint64_t work = machine_work(m);
+
+	machine_resume(m);
+	while (machine_work(m) < work + 2000)
+		usleep(1000);
+}
+
+/* Each generation is exact, and costs what has changed; those before stay what they were. */
+TEST_F(live, generations)
+{
+	int parent = self->target, child, i, before;
+	struct kvmsnap_stats stats;
+	char *old = malloc(RAM);
+
+	ASSERT_EQ(0, finish(&self->m, self->session, self->target));
+	EXPECT_LT(0, count_written(self->session));
+	for (i = 0; i < 4; i++) {
+		memcpy(old, self->m.ram, RAM);
+		child = target_copy(parent);
+		ASSERT_EQ(0, kvmsnap_set_target_at(self->session, child, 0, KVMSNAP_TARGET_CURRENT));
+		EXPECT_EQ(0, count_written(self->session));
+		run_for_a_while(&self->m);
+		ASSERT_EQ(0, pass_dirty(self->session, 0));
+		ASSERT_EQ(0, finish(&self->m, self->session, child));
+		kvmsnap_stats(self->session, &stats);
+		EXPECT_LT(0, count_written(self->session));
+		/* The guest writes to 4 MiB of its 32, 16 of which have content. */
+		EXPECT_GE(5 * MIB / PAGE, count_written(self->session));
+		EXPECT_TRUE(same_as_file(parent, 0, old, RAM));
+		if (parent != self->target)
+			close(parent);
+		parent = child;
+	}
+	/* One that is cancelled, and one that is whole and not wanted: what they took comes back. */
+	for (i = 0; i < 2; i++) {
+		before = target_copy(parent);
+		child = target_copy(parent);
+		ASSERT_EQ(0, kvmsnap_set_target_at(self->session, child, 0, KVMSNAP_TARGET_CURRENT));
+		run_for_a_while(&self->m);
+		ASSERT_EQ(0, kvmsnap_queue_dirty(self->session, 0, NULL));
+		if (!i)
+			kvmsnap_cancel(self->session);
+		kvmsnap_wait(self->session, -1, &(struct kvmsnap_wait){ 0 });
+		kvmsnap_stats(self->session, &stats);
+		if (stats.error)
+			EXPECT_EQ(-ECANCELED, kvmsnap_set_target_at(self->session, before, 0,
+								    KVMSNAP_TARGET_CURRENT));
+		ASSERT_EQ(0, kvmsnap_set_target_at(self->session, before, 0, KVMSNAP_TARGET_BEFORE));
+		EXPECT_EQ(0, finish(&self->m, self->session, before));
+		EXPECT_GE(5 * MIB / PAGE, count_written(self->session));
+		close(child);
+		close(parent);
+		parent = before;
+	}
+	close(parent);
+	free(old);
+}
+
+/* Generations behind one another in a file: each page is in the newest part that has it. */
+TEST_F(live, generations_in_one_file)
+{
+	enum { PARTS = 5 };
+	static uint8_t bits[PARTS][RAM / PAGE / 8];
+	char *ram = malloc(RAM);
+	size_t page;
+	int i;
+
+	ASSERT_EQ(0, ftruncate(self->target, PARTS * RAM));
+	for (i = 0; i < PARTS; i++) {
+		if (i)
+			ASSERT_EQ(0, kvmsnap_set_target_at(self->session, self->target, i * RAM,
+							   KVMSNAP_TARGET_CURRENT));
+		run_for_a_while(&self->m);
+		ASSERT_LE(0, finish(&self->m, self->session, self->target));
+		ASSERT_EQ(0, kvmsnap_get_written(self->session, 0, 0, RAM / PAGE, bits[i]));
+	}
+	memset(ram, 0, RAM);
+	for (i = 0; i < PARTS; i++)
+		for (page = 0; page < RAM / PAGE; page++)
+			if (bit(bits[i], page))
+				ASSERT_EQ(PAGE, pread(self->target, ram + page * PAGE, PAGE,
+						      (off_t)(i * RAM + page * PAGE)));
+	EXPECT_EQ(0, memcmp(ram, self->m.ram, RAM));
+	free(ram);
+}
+
+/* What a session can't go on from. */
+TEST_F(live, targets_that_continue)
+{
+	int other = kvmsnap_open(NULL);
+	uint64_t hash;
+	uint8_t key[16];
+
+	EXPECT_EQ(-EOPNOTSUPP, kvmsnap_set_target_at(self->session, self->target, 0, 4));
+	EXPECT_EQ(-EINVAL, kvmsnap_set_target_at(self->session, self->target, 0, 3));
+	EXPECT_EQ(-EINVAL, kvmsnap_set_target_at(self->session, self->target, 512, 0));
+	EXPECT_EQ(-EINVAL, kvmsnap_set_target_at(self->session, self->target, 1ULL << 63, 0));
+	EXPECT_EQ(-EINVAL, kvmsnap_set_target_at(self->session, self->target, ~0ULL, 0));
+	EXPECT_EQ(0, kvmsnap_set_target_at(self->session, self->target, (1ULL << 63) - PAGE, 0));
+	EXPECT_EQ(-EFBIG, kvmsnap_queue_dirty(self->session, 0, NULL));
+	EXPECT_EQ(-ENODATA, kvmsnap_get_hashes(self->session, 0, 0, 1, &hash, key));
+	EXPECT_EQ(-ERANGE, kvmsnap_get_hashes(self->session, 0, RAM / PAGE, 1, &hash, key));
+	EXPECT_EQ(-ENOENT, kvmsnap_get_hashes(self->session, 1, 0, 1, &hash, key));
+	/* Without tracking, or without a target. */
+	EXPECT_EQ(-ENODATA, kvmsnap_set_target_at(other, self->target, 0, KVMSNAP_TARGET_CURRENT));
+	ASSERT_EQ(0, kvmsnap_bind_vm(other, self->m.vm));
+	ASSERT_EQ(0, kvmsnap_track(other, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH));
+	EXPECT_EQ(-ENODATA, kvmsnap_set_target_at(other, self->target, 0, KVMSNAP_TARGET_BEFORE));
+	close(other);
 }
 
 /*
