@@ -124,6 +124,17 @@ void kvmsnap_dirty_mark_all(struct kvmsnap_session *session)
 		kvmsnap_dirty_mark_region(session, session->regions[i]);
 }
 
+/* Is any of a chunk's pages in the set?  What is marked meanwhile stays for another pass. */
+bool kvmsnap_dirty_any(const struct kvmsnap_region *region, u64 first_page, u32 nr_pages)
+{
+	u64 word = BIT_WORD(first_page), end = word + BITS_TO_LONGS(nr_pages);
+
+	while (word < end)
+		if (READ_ONCE(region->dirty[word++]))
+			return true;
+	return false;
+}
+
 /**
  * kvmsnap_dirty_take() - take the pages of a pass out of the set
  * @session: tracking

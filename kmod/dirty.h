@@ -15,6 +15,7 @@ void kvmsnap_dirty_mark_hva(struct kvmsnap_session *session, u64 start, u64 end)
 void kvmsnap_dirty_mark_region(struct kvmsnap_session *session, struct kvmsnap_region *region);
 void kvmsnap_dirty_mark_written(struct kvmsnap_session *session, struct kvmsnap_region *region);
 void kvmsnap_dirty_mark_all(struct kvmsnap_session *session);
+bool kvmsnap_dirty_any(const struct kvmsnap_region *region, u64 first_page, u32 nr_pages);
 void kvmsnap_dirty_take(struct kvmsnap_session *session, struct kvmsnap_region *region,
 			u64 first_page, u32 nr_pages, enum kvmsnap_pass_kind kind);
 

@@ -47,26 +47,36 @@ void kvmsnap_pass_put(struct kvmsnap_session *session)
 	kvmsnap_session_pass_over(session);
 }
 
-/* Take the next chunk of the pass; false when there is none. */
+/*
+ * Take the next chunk of the pass; false when there is none.  Those with nothing dirty cost no more
+ * than a look, so that a pass takes as long as what is dirty, and not as all of RAM.
+ */
 static bool kvmsnap_worker_next_chunk(struct kvmsnap_session *session,
 				      struct kvmsnap_worker *worker)
 {
 	struct kvmsnap_pass *pass = &session->pass;
-	u64 chunk = atomic64_fetch_inc(&pass->next_chunk);
 	struct kvmsnap_region *region;
+	u64 chunk;
 	u32 i;
 
-	if (chunk >= pass->nr_chunks)
-		return false;
-	for (i = 0; i < session->nr_regions; i++) {
-		region = session->regions[i];
-		if (chunk < kvmsnap_region_chunks(region))
-			break;
-		chunk -= kvmsnap_region_chunks(region);
-	}
+	do {
+		chunk = atomic64_fetch_inc(&pass->next_chunk);
+		if (chunk >= pass->nr_chunks)
+			return false;
+		if (!(chunk % 1024))
+			cond_resched();
+		for (i = 0; i < session->nr_regions; i++) {
+			region = session->regions[i];
+			if (chunk < kvmsnap_region_chunks(region))
+				break;
+			chunk -= kvmsnap_region_chunks(region);
+		}
+		worker->first_page = chunk * KVMSNAP_CHUNK_PAGES;
+		worker->nr_pages = min_t(u64, KVMSNAP_CHUNK_PAGES,
+					 region->nr_pages - worker->first_page);
+	} while (pass->kind == KVMSNAP_PASS_DIRTY &&
+		 !kvmsnap_dirty_any(region, worker->first_page, worker->nr_pages));
 	worker->region = region;
-	worker->first_page = chunk * KVMSNAP_CHUNK_PAGES;
-	worker->nr_pages = min_t(u64, KVMSNAP_CHUNK_PAGES, region->nr_pages - worker->first_page);
 	worker->filled = 0;
 	worker->next = 0;
 	/* Before the first look at the pages. */

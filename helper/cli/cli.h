@@ -13,6 +13,11 @@
 
 /* A subcommand: argv[0] is its name; returns the exit status. */
 int cmd_save(int argc, char **argv);
+int cmd_checkpoint(int argc, char **argv);
+int cmd_receive(int argc, char **argv);
+int cmd_restore(int argc, char **argv);
+int cmd_list(int argc, char **argv);
+int cmd_compact(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 int cmd_status(int argc, char **argv);

@@ -1,39 +1,81 @@
 // SPDX-License-Identifier: GPL-2.0
-/* kvmsnap info and kvmsnap verify: what a snapshot file says of itself. */
+/* kvmsnap info, verify, list and compact: what a snapshot file says of itself, and keeps. */
 #include "cli.h"
-#include "../snapfile/snapfile.h"
+#include "file.h"
+#include "folder.h"
+#include "guardian.h"
+#include "options.h"
+#include "target.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static const char info_usage[] =
-	"usage: kvmsnap info [--json] FILE\n"
-	"Show what is in a mapped-ram file, of kvmsnap's or QEMU's making.\n";
+	"usage: kvmsnap info [--json] [--generation N] FILE\n"
+	"Show what is in a mapped-ram file, of kvmsnap's or QEMU's making: in its newest generation.\n";
 
 static const char verify_usage[] =
-	"usage: kvmsnap verify [--json] FILE\n"
-	"Check that a mapped-ram file is whole: its records fit together and every page that it\n"
-	"should have can be read from the disk.\n";
+	"usage: kvmsnap verify [--json] [--generation N] FILE\n"
+	"Check that a mapped-ram file is whole: its records fit together, every page that it should\n"
+	"have can be read from the disk, and is what was written, if there are checksums.  Of all its\n"
+	"generations, or of one.\n";
 
-/* Options and the one file name; returns a status to exit with, or -1 to go on. */
-static int parse(int argc, char **argv, const char *usage, bool *json, const char **path)
+static const char list_usage[] =
+	"usage: kvmsnap list [--json] FILE|FOLDER\n"
+	"Show the generations in a file, or in the files of a folder, and how QEMU loads them.\n";
+
+static const char compact_usage[] =
+	"usage: kvmsnap compact [--keep N] [--sync none|data|full] FILE\n"
+	"Drop all but the N (1) newest generations from a file that others were appended to.  It is\n"
+	"written anew and takes the old one's place when it is whole.\n";
+
+struct arguments {
+	const char *path;
+	bool json;
+	uint64_t generation, keep;
+	enum sync sync;
+};
+
+static bool parse_number(const char *text, uint64_t *value)
 {
-	static const struct option longs[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ "help", no_argument, NULL, 'h' },
-		{ 0 }
-	};
+	char *end;
+
+	*value = strtoull(text, &end, 10);
+	return !*end && *value && *text != '-';
+}
+
+/* Options of all these, and the one file name; a status to exit with, or -1 to go on. */
+static int parse(int argc, char **argv, const char *usage, const struct option *longs,
+		 struct arguments *args)
+{
 	int c;
 
+	*args = (struct arguments){ .keep = 1, .sync = SYNC_FULL };
 	while ((c = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
 		switch (c) {
 		case 'j':
-			*json = true;
+			args->json = true;
+			break;
+		case 'g':
+			if (!parse_number(optarg, &args->generation))
+				return usage_error(usage, "--generation %s: not a number of 1 or more", optarg);
+			break;
+		case 'k':
+			if (!parse_number(optarg, &args->keep))
+				return usage_error(usage, "--keep %s: not a number of 1 or more", optarg);
+			break;
+		case 's':
+			if (parse_sync(optarg, &args->sync))
+				return usage_error(usage, "--sync %s: none, data or full", optarg);
 			break;
 		case 'h':
 			fputs(usage, stdout);
@@ -45,11 +87,11 @@ static int parse(int argc, char **argv, const char *usage, bool *json, const cha
 	}
 	if (argc - optind != 1)
 		return usage_error(usage, argc == optind ? "FILE is missing" : "one FILE at a time");
-	*path = argv[optind];
+	args->path = argv[optind];
 	return -1;
 }
 
-static int open_and_parse(struct snapfile *snap, const char *path, struct error *err)
+int file_load(struct chain *chain, const char *path, struct error *err)
 {
 	struct error inner;
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -57,79 +99,131 @@ static int open_and_parse(struct snapfile *snap, const char *path, struct error 
 
 	if (fd < 0)
 		return error_set(err, errno, "%s: %s", path, strerror(errno));
-	ret = snap_parse(snap, fd, &inner);
-	if (ret)
-		error_set(err, -ret, "%s: %s", path, inner.text);
+	ret = chain_load(chain, fd, &inner);
+	if (!ret)
+		return fd;
+	error_set(err, -ret, "%s: %s", path, inner.text);
 	close(fd);
 	return ret;
 }
 
-static json_t *describe(const struct snapfile *snap)
+/* Pages of a block that a generation has. */
+static uint64_t present_pages(const struct generation *generation, const char *name)
 {
-	json_t *blocks = json_array(), *devices = json_array();
+	uint64_t pages = 0;
 	size_t i;
 
-	for (i = 0; i < snap->nr_blocks; i++) {
-		const struct snap_block *b = &snap->blocks[i];
+	for (i = 0; i < generation->snap.nr_blocks; i++)
+		if (!strcmp(generation->snap.blocks[i].name, name))
+			pages += snap_pages_present(&generation->snap.blocks[i]);
+	return pages;
+}
+
+static json_t *describe(const struct generation *generation)
+{
+	json_t *blocks = json_array(), *devices = json_array();
+	const struct record *record = &generation->record;
+	size_t i;
+
+	for (i = 0; i < record->nr_blocks; i++) {
+		const struct record_block *b = &record->blocks[i];
 
 		json_array_append_new(blocks, json_pack(
-			"{s:s, s:I, s:I, s:I, s:I}", "name", b->name, "bytes", (json_int_t)b->length,
-			"present_bytes", (json_int_t)(snap_pages_present(b) * SNAP_PAGE),
-			"bitmap_offset", (json_int_t)b->bitmap_offset,
+			"{s:s, s:I, s:I, s:I}", "name", b->name, "bytes", (json_int_t)b->length,
+			"present_bytes", (json_int_t)(present_pages(generation, b->name) * SNAP_PAGE),
 			"pages_offset", (json_int_t)b->pages_offset));
 	}
-	for (i = 0; i < snap->nr_devices; i++)
-		json_array_append_new(devices, json_string(snap->devices[i]));
-	return json_pack("{s:s, s:I, s:o, s:o}", "machine", snap->machine,
-			 "bytes", (json_int_t)snap->size, "blocks", blocks, "devices", devices);
+	for (i = 0; i < generation->snap.nr_devices; i++)
+		json_array_append_new(devices, json_string(generation->snap.devices[i]));
+	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o}", "machine", generation->snap.machine,
+			 "bytes", (json_int_t)generation->snap.size,
+			 "generation", (json_int_t)record->generation, "time", (json_int_t)record->time,
+			 "stream", (json_int_t)record->stream, "checksums", record->checksums != 0,
+			 "parent", record->parent, "blocks", blocks, "devices", devices);
+}
+
+/* "2026-11-24 19:15:00", or "-". */
+static const char *when(int64_t seconds)
+{
+	static char text[32];
+	time_t t = (time_t)seconds;
+	struct tm tm;
+
+	if (!seconds || !localtime_r(&t, &tm) || !strftime(text, sizeof(text), "%F %T", &tm))
+		return "-";
+	return text;
+}
+
+static void print_info(const struct chain *chain, const struct generation *generation)
+{
+	const struct record *record = &generation->record;
+	uint64_t total = 0, present = 0;
+	size_t i;
+
+	printf("machine  %s\nsize     %s\n", generation->snap.machine,
+	       human_bytes((double)generation->snap.size));
+	if (record->generation)
+		printf("saved    %s, generation %" PRIu64 " (of %zu in the file)%s%s%s\n", when(record->time),
+		       record->generation, chain->nr, record->checksums ? ", with checksums" : "",
+		       record->parent[0] ? ", over a reflink of " : "", record->parent);
+	printf("%-40s %12s %12s\n", "RAM block", "size", "in the file");
+	for (i = 0; i < record->nr_blocks; i++) {
+		uint64_t in = present_pages(generation, record->blocks[i].name) * SNAP_PAGE;
+
+		printf("%-40s %12s %12s\n", record->blocks[i].name,
+		       human_bytes((double)record->blocks[i].length), human_bytes((double)in));
+		total += record->blocks[i].length;
+		present += in;
+	}
+	printf("%-40s %12s %12s\n", "in all", human_bytes((double)total), human_bytes((double)present));
+	printf("devices ");
+	for (i = 0; i < generation->snap.nr_devices; i++)
+		printf(" %s", generation->snap.devices[i]);
+	putchar('\n');
+}
+
+static void print_json(json_t *json)
+{
+	json_dumpf(json, stdout, JSON_INDENT(2));
+	putchar('\n');
+	json_decref(json);
 }
 
 int cmd_info(int argc, char **argv)
 {
-	uint64_t total = 0, present = 0;
-	struct snapfile snap;
+	static const struct option longs[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "generation", required_argument, NULL, 'g' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 }
+	};
+	struct generation *generation;
+	struct arguments args;
+	struct chain chain;
 	struct error err;
-	const char *path;
-	bool json = false;
-	json_t *root;
-	size_t i;
-	int status = parse(argc, argv, info_usage, &json, &path);
+	int fd, status = parse(argc, argv, info_usage, longs, &args);
 
 	if (status >= 0)
 		return status;
-	if (open_and_parse(&snap, path, &err)) {
+	fd = file_load(&chain, args.path, &err);
+	if (fd < 0) {
 		complain(&err);
 		return 1;
 	}
-	if (json) {
-		root = describe(&snap);
-		json_dumpf(root, stdout, JSON_INDENT(2));
-		putchar('\n');
-		json_decref(root);
-	} else {
-		printf("machine  %s\nsize     %s\n", snap.machine, human_bytes((double)snap.size));
-		printf("%-40s %12s %12s\n", "RAM block", "size", "in the file");
-		for (i = 0; i < snap.nr_blocks; i++) {
-			uint64_t in = snap_pages_present(&snap.blocks[i]) * SNAP_PAGE;
-
-			printf("%-40s %12s %12s\n", snap.blocks[i].name,
-			       human_bytes((double)snap.blocks[i].length), human_bytes((double)in));
-			total += snap.blocks[i].length;
-			present += in;
-		}
-		printf("%-40s %12s %12s\n", "in all", human_bytes((double)total),
-		       human_bytes((double)present));
-		printf("devices ");
-		for (i = 0; i < snap.nr_devices; i++)
-			printf(" %s", snap.devices[i]);
-		putchar('\n');
-	}
-	snap_free(&snap);
-	return 0;
+	generation = chain_find(&chain, args.generation, &err);
+	if (!generation)
+		complain(&err);
+	else if (args.json)
+		print_json(describe(generation));
+	else
+		print_info(&chain, generation);
+	chain_free(&chain);
+	close(fd);
+	return generation ? 0 : 1;
 }
 
 struct verify {
-	uint64_t total;
+	uint64_t done, total;		/* bytes */
 	double began;
 };
 
@@ -137,42 +231,239 @@ static void verify_progress(uint64_t bytes, void *data)
 {
 	struct verify *v = data;
 
-	progress_show("verifying", bytes, v->total, bytes, v->began);
+	progress_show("verifying", v->done + bytes, v->total, v->done + bytes, v->began);
+}
+
+static uint64_t generation_bytes(const struct generation *generation)
+{
+	uint64_t bytes = 0;
+	size_t i;
+
+	for (i = 0; i < generation->snap.nr_blocks; i++)
+		bytes += snap_pages_present(&generation->snap.blocks[i]) * SNAP_PAGE;
+	return bytes;
+}
+
+static int verify_all(const struct chain *chain, const struct arguments *args, struct verify *v, int fd,
+		      uint64_t *checked, struct error *err)
+{
+	uint64_t bytes;
+	size_t i;
+	int ret = 0;
+
+	for (i = 0; i < chain->nr; i++)
+		if (!args->generation || chain->generation[i].record.generation == args->generation)
+			v->total += generation_bytes(&chain->generation[i]);
+	for (i = 0; i < chain->nr && !ret; i++) {
+		if (args->generation && chain->generation[i].record.generation != args->generation)
+			continue;
+		bytes = 0;
+		ret = snap_read_pages(&chain->generation[i], fd, args->path, verify_progress, v, &bytes, err);
+		v->done += generation_bytes(&chain->generation[i]);
+		*checked += bytes;
+	}
+	progress_clear();
+	return ret;
 }
 
 int cmd_verify(int argc, char **argv)
 {
+	static const struct option longs[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "generation", required_argument, NULL, 'g' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 }
+	};
 	struct verify v = { .began = now() };
-	struct snapfile snap = { 0 };
-	struct error err;
-	const char *path;
-	bool json = false;
-	json_t *root;
-	size_t i;
-	int ret, status = parse(argc, argv, verify_usage, &json, &path);
+	struct chain chain = { 0 };
+	struct arguments args;
+	struct error err = { "" };
+	uint64_t checked = 0;
+	int fd, ret, status = parse(argc, argv, verify_usage, longs, &args);
 
 	if (status >= 0)
 		return status;
-	ret = open_and_parse(&snap, path, &err);
-	for (i = 0; i < snap.nr_blocks; i++)
-		v.total += snap_pages_present(&snap.blocks[i]) * SNAP_PAGE;
-	if (!ret)
-		ret = snap_read_pages(&snap, path, verify_progress, &v, &err);
-	progress_clear();
-	if (json) {
-		root = json_pack("{s:s, s:b, s:I, s:s*}", "file", path, "whole", !ret,
-				 "read_bytes", (json_int_t)(ret ? 0 : v.total),
-				 "error", ret ? err.text : NULL);
-		json_dumpf(root, stdout, JSON_INDENT(2));
-		putchar('\n');
-		json_decref(root);
+	fd = ret = file_load(&chain, args.path, &err);
+	if (ret >= 0 && !chain_find(&chain, args.generation, &err))
+		ret = -ENOENT;
+	if (ret >= 0)
+		ret = verify_all(&chain, &args, &v, fd, &checked, &err);
+	if (args.json) {
+		print_json(json_pack("{s:s, s:b, s:I, s:I, s:I, s:s*}", "file", args.path, "whole", !ret,
+				     "generations", (json_int_t)chain.nr,
+				     "read_bytes", (json_int_t)(ret ? 0 : v.total),
+				     "checked_bytes", (json_int_t)(ret ? 0 : checked),
+				     "error", ret ? err.text : NULL));
 	} else if (!ret) {
-		printf("%s: whole; %zu RAM blocks, %zu device sections, %s of pages read in %.2f s\n",
-		       path, snap.nr_blocks, snap.nr_devices, human_bytes((double)v.total),
-		       now() - v.began);
+		printf("%s: whole; %zu generation%s, %s of pages read in %.2f s, %s\n", args.path,
+		       args.generation ? 1 : chain.nr, args.generation || chain.nr == 1 ? "" : "s",
+		       human_bytes((double)v.total), now() - v.began,
+		       checked == v.total && checked ? "all as their checksums say" :
+		       checked ? "some with checksums, which are right" : "without checksums");
 	}
 	if (ret)
 		complain(&err);
-	snap_free(&snap);
+	chain_free(&chain);
+	if (fd >= 0)
+		close(fd);
 	return ret ? 1 : 0;
+}
+
+/* One line, or one object, a generation. */
+static void list_generation(const char *path, const struct generation *generation, json_t *json)
+{
+	const struct record *record = &generation->record;
+	char incoming[4352];
+	uint64_t ram = 0;
+	size_t i;
+
+	for (i = 0; i < record->nr_blocks; i++)
+		ram += record->blocks[i].length;
+	if (record->stream)
+		snprintf(incoming, sizeof(incoming), "file:%s,offset=%" PRIu64, path, record->stream);
+	else
+		snprintf(incoming, sizeof(incoming), "file:%s", path);
+	if (json)
+		json_array_append_new(json, json_pack(
+			"{s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s}", "generation", (json_int_t)record->generation,
+			"time", (json_int_t)record->time, "file", path, "ram_bytes", (json_int_t)ram,
+			"content_bytes", (json_int_t)generation_bytes(generation),
+			"written_bytes", (json_int_t)record->written, "parent", record->parent,
+			"incoming", incoming));
+	else
+		printf("%10" PRIu64 "  %-19s  %10s  %10s  -incoming %s\n", record->generation,
+		       when(record->time), human_bytes((double)generation_bytes(generation)),
+		       record->generation ? human_bytes((double)record->written) : "-", incoming);
+}
+
+static int list_file(const char *path, json_t *json, struct error *err)
+{
+	struct chain chain;
+	int fd = file_load(&chain, path, err);
+	size_t i;
+
+	if (fd < 0)
+		return fd;
+	for (i = 0; i < chain.nr; i++)
+		list_generation(path, &chain.generation[i], json);
+	chain_free(&chain);
+	close(fd);
+	return 0;
+}
+
+int cmd_list(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 }
+	};
+	struct folder folder = { 0 };
+	struct arguments args;
+	struct error err;
+	struct stat st;
+	json_t *json;
+	size_t i;
+	int ret = 0, status = parse(argc, argv, list_usage, longs, &args);
+
+	if (status >= 0)
+		return status;
+	json = args.json ? json_array() : NULL;
+	if (!json)
+		printf("generation  %-19s  %10s  %10s  to load it: -global migration.mapped-ram=on and\n", "saved",
+		       "content", "written");
+	if (stat(args.path, &st) == 0 && S_ISDIR(st.st_mode)) {
+		ret = folder_read(&folder, args.path, NULL, &err);
+		if (ret)
+			complain(&err);
+		/* One that is damaged does not hide the others. */
+		for (i = 0; i < folder.nr; i++) {
+			if (list_file(folder.file[i].path, json, &err)) {
+				complain(&err);
+				ret = -EBADMSG;
+			}
+		}
+		folder_free(&folder);
+	} else {
+		ret = list_file(args.path, json, &err);
+		if (ret)
+			complain(&err);
+	}
+	if (json)
+		print_json(json);
+	return ret ? 1 : 0;
+}
+
+struct compaction {
+	const volatile sig_atomic_t *interrupted;
+	uint64_t total;
+	double began;
+};
+
+static int compact_progress(uint64_t bytes, void *data)
+{
+	struct compaction *c = data;
+
+	progress_show("compacting", bytes, c->total, bytes, c->began);
+	return *c->interrupted;
+}
+
+static int compact(const struct arguments *args, struct error *err)
+{
+	struct compaction c = { .interrupted = catch_signals(), .began = now() };
+	struct target target = { .fd = -1 };
+	struct chain chain;
+	struct stat before, after;
+	int fd = file_load(&chain, args->path, err), ret = 0;
+	size_t i, first;
+
+	if (fd < 0)
+		return fd;
+	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
+	for (i = first; i < chain.nr; i++)
+		c.total += generation_bytes(&chain.generation[i]);
+	/* Nobody appends meanwhile. */
+	close(fd);
+	fd = open(args->path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &before) < 0)
+		ret = error_set(err, errno, "%s: %s", args->path, strerror(errno));
+	else if (target_lock(fd, TARGET_END, false) == -EBUSY)
+		ret = error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
+				args->path);
+	if (!ret)
+		ret = target_open(&target, args->path, -1, true, err);
+	if (!ret)
+		ret = chain_copy(&chain, fd, first, chain.nr - 1, target.fd, compact_progress, &c, err);
+	progress_clear();
+	if (!ret)
+		ret = target_commit(&target, args->sync, err);
+	if (!ret && fstat(target.fd, &after) == 0)
+		printf("%s: %zu of %zu generations, %s on the disk (%s before)\n", args->path, chain.nr - first,
+		       chain.nr, human_bytes((double)after.st_blocks * 512),
+		       human_bytes((double)before.st_blocks * 512));
+	target_close(&target);
+	if (fd >= 0)
+		close(fd);
+	chain_free(&chain);
+	return ret;
+}
+
+int cmd_compact(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "keep", required_argument, NULL, 'k' },
+		{ "sync", required_argument, NULL, 's' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 }
+	};
+	struct arguments args;
+	struct error err;
+	int status = parse(argc, argv, compact_usage, longs, &args);
+
+	if (status >= 0)
+		return status;
+	if (!compact(&args, &err))
+		return 0;
+	complain(&err);
+	return take_signal() ? EXIT_INTERRUPTED : 1;
 }

@@ -126,13 +126,17 @@ static int start_ring(struct follow *follow)
 		return ret;
 	guardian_logging(follow->guardian, true);
 	ret = qemu_log_writes(qemu, true, &ignored);
-	if (ret) {
+	if (ret == -EBUSY) {
 		guardian_logging(follow->guardian, false);
-		follow->why = ret == -EBUSY ? "the VM's dirty rate is limited by somebody else" :
-			      "QEMU does not switch its dirty ring on";
+		follow->why = "the VM's dirty rate is limited by somebody else";
 		return 0;
 	}
+	/* Without an answer there is no telling. */
 	follow->logging = true;
+	if (ret) {
+		follow->why = "QEMU does not switch its dirty ring on";
+		return 0;
+	}
 	ret = wait_for_logging(follow);
 	if (ret == -ENODATA)
 		follow->why = "QEMU does not log all memory in its dirty ring";
@@ -170,7 +174,7 @@ int follow_start(struct follow *follow, struct error *err)
 void follow_lost(struct follow *follow)
 {
 	follow->ring = false;
-	follow->why = "somebody else has switched QEMU's dirty ring off";
+	follow->why = "QEMU does not log all memory any more: some was plugged in, or its dirty limit was cancelled";
 }
 
 bool follow_has_bits(const struct follow *follow)
@@ -210,6 +214,16 @@ static int read_suspects(struct follow *follow, struct error *err)
 	return ret ? error_set(err, -ret, "reading the dirty set: %s", strerror(-ret)) : 0;
 }
 
+static int clear(struct follow *follow, struct error *err)
+{
+	int ret = softdirty_clear(follow->ram->qemu->pid, err);
+
+	if (!ret)
+		ret = read_suspects(follow, err);
+	follow->cleared |= !ret;
+	return ret;
+}
+
 int follow_clear(struct follow *follow, struct error *err)
 {
 	struct ranges ranges = { 0 };
@@ -217,13 +231,10 @@ int follow_clear(struct follow *follow, struct error *err)
 	int ret = before ? scan(follow, &ranges, err) : 0;
 
 	if (!ret)
-		ret = softdirty_clear(follow->ram->qemu->pid, err);
-	if (!ret)
-		ret = read_suspects(follow, err);
+		ret = clear(follow, err);
 	/* The first time there is no telling: a pass over everything is to follow. */
 	if (!ret && before)
 		ret = mark(follow, &ranges, err);
-	follow->cleared |= !ret;
 	free(ranges.range);
 	return ret;
 }
@@ -238,7 +249,7 @@ int64_t follow_expect(struct follow *follow, struct error *err)
 	return ret ? ret : pages;
 }
 
-int follow_collect(struct follow *follow, struct error *err)
+int follow_collect(struct follow *follow, bool on, struct error *err)
 {
 	struct ranges ranges = { 0 };
 	int ret;
@@ -253,6 +264,8 @@ int follow_collect(struct follow *follow, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "harvesting the dirty rings: %s", strerror(-ret));
 	ret = scan(follow, &ranges, err);
+	if (!ret && on && follow_has_bits(follow))
+		ret = clear(follow, err);
 	if (!ret)
 		ret = mark(follow, &ranges, err);
 	free(ranges.range);
@@ -264,9 +277,12 @@ void follow_end(struct follow *follow)
 	struct error ignored;
 	size_t i;
 
-	if (follow->logging && !qemu_log_writes(follow->ram->qemu, false, &ignored)) {
+	if (follow->logging) {
+		if (qemu_log_writes(follow->ram->qemu, false, &ignored))
+			guardian_leave(follow->guardian);
+		else
+			guardian_logging(follow->guardian, false);
 		follow->logging = false;
-		guardian_logging(follow->guardian, false);
 	}
 	for (i = 0; i < follow->nr; i++)
 		free(follow->blocks[i].suspect);

@@ -54,11 +54,15 @@ int64_t follow_expect(struct follow *follow, struct error *err);
 
 /*
  * With the VM stopped, before the last pass: put all that may have been written into the dirty
- * set.  1, or 0 when that is not known and all is to be compared.
+ * set.  1, or 0 when that is not known and all is to be compared.  @on: soft-dirty bits start anew,
+ * for another generation.
  */
-int follow_collect(struct follow *follow, struct error *err);
+int follow_collect(struct follow *follow, bool on, struct error *err);
 
-/* The VM may run again, or was never stopped: have QEMU log no more.  Up to a second. */
+/*
+ * The VM may run again, or was never stopped: have QEMU log no more, or the guardian have it so.
+ * Up to a second.
+ */
 void follow_end(struct follow *follow);
 
 #endif

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "guardian.h"
+#include "../qemu/qmp.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 /* What the helper writes into the pipe. */
@@ -16,14 +18,18 @@
 #define SAYS_RESUMED	'r'
 #define SAYS_LOGGING	'l'
 #define SAYS_QUIET	'q'
+#define SAYS_PARTIAL	'p'	/* and a path with its final 0; empty for none */
 #define SAYS_DONE	'd'
+
+#define COMMAND_MS	30000
 
 /*
  * Have QEMU do something.  It carries commands out in order, so it does not matter what the
  * helper had sent; 0xff ends a command that it had begun.  The answer is waited for without
- * a limit, because QEMU drops what a closed connection had queued.
+ * a limit, because QEMU drops what a closed connection had queued.  False when the connection
+ * is lost.
  */
-static void command(int qmp_fd, const char *name)
+static bool command(int qmp_fd, const char *name)
 {
 	char text[128], answer[4096 + 1];
 	size_t len = 0;
@@ -31,18 +37,18 @@ static void command(int qmp_fd, const char *name)
 
 	n = snprintf(text, sizeof(text), "\xff\n{\"execute\":\"%s\",\"id\":\"guardian-%s\"}\n", name, name);
 	if (send(qmp_fd, text, (size_t)n, MSG_NOSIGNAL) < 0)
-		return;
+		return false;
 	snprintf(text, sizeof(text), "\"guardian-%s\"", name);
 	for (;;) {
 		n = recv(qmp_fd, answer + len, sizeof(answer) - 1 - len, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return;
+			return false;
 		len += (size_t)n;
 		answer[len] = 0;
 		if (memmem(answer, len, text, strlen(text)))
-			return;
+			return true;
 		/* Keep what the word may have begun in. */
 		if (len > 128) {
 			memmove(answer, answer + len - 64, 64);
@@ -51,8 +57,49 @@ static void command(int qmp_fd, const char *name)
 	}
 }
 
-static void guard(int pipe_fd, int qmp_fd, const char *partial)
+/*
+ * The same by a connection of our own, when the helper's was lost.  Another client may keep us
+ * waiting; without QEMU, or when another has taken its place, there is nothing to do.
+ */
+static void command_anew(const char *path, pid_t peer, const char *name)
 {
+	const struct timespec rest = { .tv_nsec = 100000000 };
+	struct error ignored;
+	struct qmp qmp;
+	int ret;
+
+	do {
+		ret = qmp_connect(&qmp, path, &ignored);
+		if (!ret) {
+			json_t *answer = qmp.peer != peer ? NULL :
+					 qmp_command(&qmp, name, NULL, -1, COMMAND_MS, &ignored);
+
+			json_decref(answer);
+			qmp_close(&qmp);
+			return;
+		}
+		nanosleep(&rest, NULL);
+	} while (ret != -ECONNREFUSED && ret != -ENOENT);
+}
+
+/* What follows SAYS_PARTIAL, written together with it. */
+static void read_path(int pipe_fd, char path[GUARDIAN_MAX_PATH + 1])
+{
+	size_t len = 0;
+	ssize_t n;
+
+	do {
+		n = read(pipe_fd, path + len, 1);
+		if (n <= 0 && errno != EINTR)
+			break;
+		len += n > 0;
+	} while (len <= GUARDIAN_MAX_PATH && (!len || path[len - 1]));
+	path[len ? len - 1 : 0] = 0;
+}
+
+static void guard(int pipe_fd, int qmp_fd, const char *path, pid_t peer)
+{
+	static char partial[GUARDIAN_MAX_PATH + 1];
 	bool stopped = false, logging = false;
 	ssize_t n;
 	char c;
@@ -64,20 +111,22 @@ static void guard(int pipe_fd, int qmp_fd, const char *partial)
 			_exit(0);
 		if (c == SAYS_STOPPED || c == SAYS_RESUMED)
 			stopped = c == SAYS_STOPPED;
+		else if (c == SAYS_PARTIAL)
+			read_path(pipe_fd, partial);
 		else
 			logging = c == SAYS_LOGGING;
 	}
-	/* The pipe closed without a word: the helper is dead.  The guest comes first. */
-	if (stopped)
-		command(qmp_fd, "cont");
-	if (logging)
-		command(qmp_fd, "cancel-vcpu-dirty-limit");
-	if (partial)
+	/* The pipe closed without a word: the helper is dead, or at its end.  The guest comes first. */
+	if (stopped && !command(qmp_fd, "cont"))
+		command_anew(path, peer, "cont");
+	if (logging && !command(qmp_fd, "cancel-vcpu-dirty-limit"))
+		command_anew(path, peer, "cancel-vcpu-dirty-limit");
+	if (partial[0])
 		unlink(partial);
 	_exit(0);
 }
 
-int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, struct error *err)
+int guardian_start(struct guardian *guardian, const struct qmp *qmp, const char *path, struct error *err)
 {
 	int fds[2], i, status = 0;
 	pid_t pid;
@@ -104,9 +153,9 @@ int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, s
 		prctl(PR_SET_NAME, "kvmsnap-guard");
 		/* Above all our end of the pipe, and the session, which is to end with the helper. */
 		dup2(fds[0], 0);
-		dup2(qmp_fd, 1);
+		dup2(qmp->fd, 1);
 		close_range(2, ~0U, 0);
-		guard(0, 1, partial);
+		guard(0, 1, path, qmp->peer);
 	}
 	waitpid(pid, &status, 0);
 	close(fds[0]);
@@ -114,11 +163,17 @@ int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, s
 	return status ? error_set(err, EAGAIN, "starting the guardian process: %s", strerror(EAGAIN)) : 0;
 }
 
-static void say(struct guardian *guardian, char c)
+/* In one piece: less than a pipe takes at once. */
+static void say_text(struct guardian *guardian, const char *text, size_t len)
 {
 	/* A dead guardian can't be helped; the save goes on without. */
-	while (guardian->fd >= 0 && write(guardian->fd, &c, 1) < 0 && errno == EINTR)
+	while (guardian->fd >= 0 && write(guardian->fd, text, len) < 0 && errno == EINTR)
 		;
+}
+
+static void say(struct guardian *guardian, char c)
+{
+	say_text(guardian, &c, 1);
 }
 
 void guardian_stopped(struct guardian *guardian, bool stopped)
@@ -129,6 +184,22 @@ void guardian_stopped(struct guardian *guardian, bool stopped)
 void guardian_logging(struct guardian *guardian, bool logging)
 {
 	say(guardian, logging ? SAYS_LOGGING : SAYS_QUIET);
+}
+
+int guardian_partial(struct guardian *guardian, const char *path)
+{
+	char text[GUARDIAN_MAX_PATH + 2] = { SAYS_PARTIAL }, cwd[GUARDIAN_MAX_PATH] = "";
+	int len = 0;
+
+	/* It stays where it was started. */
+	if (path && path[0] != '/' && !getcwd(cwd, sizeof(cwd)))
+		return -ENAMETOOLONG;
+	if (path)
+		len = snprintf(text + 1, sizeof(text) - 1, "%s%s%s", cwd, cwd[0] ? "/" : "", path);
+	if (len > GUARDIAN_MAX_PATH)
+		return -ENAMETOOLONG;
+	say_text(guardian, text, strlen(text) + 1);
+	return 0;
 }
 
 void guardian_end(struct guardian *guardian)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * The guardian: a process that does what is left to undo when the helper dies in the
- * middle of a save, by whatever signal.  It shares the helper's QMP connection and uses
- * it only once the helper is gone.
+ * middle of a save, by whatever signal, or loses its QMP connection.  It shares that and uses
+ * it only once the helper is gone, or makes one of its own.
  */
 #ifndef GUARDIAN_H
 #define GUARDIAN_H
@@ -11,18 +11,27 @@
 
 #include "error.h"
 
+struct qmp;
+
 struct guardian {
 	int fd;			/* our end of its pipe; -1 when there is none */
 };
 
 /*
- * Start it.  From now on, if the helper dies: @partial (NULL for none) is removed; between
- * guardian_stopped(true) and guardian_stopped(false) the VM is resumed, and likewise with
- * guardian_logging() QEMU's logging of writes is switched off.
+ * Start it.  From now on, if the helper dies: between guardian_stopped(true) and
+ * guardian_stopped(false) the VM is resumed, and likewise with guardian_logging() QEMU's logging of
+ * writes is switched off.  @qmp is the helper's connection to the socket @path.
  */
-int guardian_start(struct guardian *guardian, int qmp_fd, const char *partial, struct error *err);
+int guardian_start(struct guardian *guardian, const struct qmp *qmp, const char *path, struct error *err);
 void guardian_stopped(struct guardian *guardian, bool stopped);
 void guardian_logging(struct guardian *guardian, bool logging);
+
+/*
+ * There is a file of that name to be removed, or no more (NULL).  -ENAMETOOLONG for one of more
+ * than GUARDIAN_MAX_PATH bytes.
+ */
+#define GUARDIAN_MAX_PATH	4000
+int guardian_partial(struct guardian *guardian, const char *path);
 
 /* Nothing is left to undo: end it. */
 void guardian_end(struct guardian *guardian);

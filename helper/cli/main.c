@@ -15,6 +15,11 @@ static const struct {
 	const char *help;
 } commands[] = {
 	{ "save", cmd_save, "save a QEMU VM to a file or block device" },
+	{ "checkpoint", cmd_checkpoint, "save a QEMU VM again and again, what has changed each time" },
+	{ "restore", cmd_restore, "run QEMU with what a snapshot file has" },
+	{ "receive", cmd_receive, "called by QEMU: write its migration stream as a snapshot file" },
+	{ "list", cmd_list, "show the generations in a folder or file, and how to load them" },
+	{ "compact", cmd_compact, "drop old generations from a file that others were appended to" },
 	{ "info", cmd_info, "show what is in a snapshot file" },
 	{ "verify", cmd_verify, "check that a snapshot file is whole and readable" },
 	{ "status", cmd_status, "list the sessions of the kernel module, or follow what happens to them" },
@@ -27,7 +32,7 @@ static void usage(FILE *to)
 
 	fprintf(to, "usage: kvmsnap COMMAND [OPTION]...\n\n");
 	for (i = 0; i < sizeof(commands) / sizeof(*commands); i++)
-		fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].help);
+		fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].help);
 	fprintf(to, "\nkvmsnap COMMAND --help tells the options; kvmsnap(8) all of it.\n");
 }
 

@@ -7,14 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Blocks that QEMU fills before it loads a stream, or that are small: written whole. */
-static bool is_small_block(const struct qemu_block *block)
-{
-	return block->used <= 16 << 20 || strstr(block->name, "/rom@") ||
-	       strstr(block->name, "vram") || strstr(block->name, "pflash") ||
-	       strstr(block->name, ".rom") || strstr(block->name, ".bios");
-}
-
 int ram_open(struct ram *ram, const char *device, struct error *err)
 {
 	int ret;
@@ -33,7 +25,15 @@ int ram_open(struct ram *ram, const char *device, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "binding QEMU's VM: %s%s", strerror(-ret),
 				 ret == -EPERM ? "; it needs CAP_SYS_PTRACE: run as root" : "");
-	ret = kvmsnap_set_target(ram->session, ram->target->fd);
+	return 0;
+}
+
+int ram_begin(struct ram *ram, uint32_t flags, struct error *err)
+{
+	int ret = kvmsnap_set_target_at(ram->session, ram->target->fd, ram->target->base, flags);
+
+	ram->bytes = 0;
+	ram->staged = false;
 	if (ret)
 		return error_set(err, -ret, "%s: %s", ram->target->path ? ram->target->path : "the target",
 				 ret == -EOPNOTSUPP ?
@@ -85,7 +85,7 @@ static int add_region(struct ram *ram, const struct qemu_block *block, struct er
 	size_t i = ram->nr;
 	int id = kvmsnap_add_region(ram->session, block->hva, block->used,
 				    ram->snap->blocks[i].pages_offset,
-				    is_small_block(block) ? KVMSNAP_REGION_WHOLE : 0);
+				    snap_is_small(block->name, block->used) ? KVMSNAP_REGION_WHOLE : 0);
 
 	ram->blocks[i] = (struct ram_block){ .region = id, .hva = block->hva };
 	ram->nr++;
@@ -95,9 +95,14 @@ static int add_region(struct ram *ram, const struct qemu_block *block, struct er
 			 id == -ENOSPC ? "the VM has more blocks than the module takes" : strerror(-id));
 }
 
+/* What the layout takes, in whole pages. */
+static uint64_t room(const struct snapfile *snap)
+{
+	return (snap->devices_offset + SNAP_PAGE - 1) / SNAP_PAGE * SNAP_PAGE;
+}
+
 int ram_add_blocks(struct ram *ram, struct error *err)
 {
-	uint64_t had = ram->snap->devices_offset;
 	struct ram_block *blocks;
 	size_t i, nr;
 	int ret = qemu_list_blocks(ram->qemu, err);
@@ -108,7 +113,7 @@ int ram_add_blocks(struct ram *ram, struct error *err)
 		return ret;
 	nr = ram->qemu->nr_blocks;
 	if (nr == ram->nr)
-		return 0;
+		return target_size(ram->target, room(ram->snap), err);
 	blocks = realloc(ram->blocks, nr * sizeof(*blocks));
 	if (!blocks)
 		return error_set(err, ENOMEM, "out of memory");
@@ -121,7 +126,7 @@ int ram_add_blocks(struct ram *ram, struct error *err)
 	if (ret)
 		return ret;
 	snap_layout(ram->snap);
-	ret = target_size(ram->target, had, ram->snap->devices_offset, err);
+	ret = target_size(ram->target, room(ram->snap), err);
 	for (i = 0; i < nr && !ret; i++)
 		if (!is_known(ram, ram->qemu->blocks[i].name))
 			ret = add_region(ram, &ram->qemu->blocks[i], err);
@@ -142,7 +147,7 @@ static int copy_block(struct ram *ram, size_t i, struct error *err)
 		ret = qemu_read_memory(ram->qemu, ram->blocks[i].hva + done, buf, len, err);
 		if (ret)
 			break;
-		ret = snap_pwrite(ram->target->fd, buf, len, to->pages_offset + done);
+		ret = snap_pwrite(ram->target->fd, buf, len, ram->target->base + to->pages_offset + done);
 		if (ret)
 			error_set(err, -ret, "writing RAM block %s: %s", to->name, strerror(-ret));
 		done += len;
@@ -245,8 +250,9 @@ int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, s
 	if (ret)
 		return error_set(err, -ret, "starting the save: %s%s", strerror(-ret), advice(-ret));
 	ret = wait_pass(ram, flags & KVMSNAP_QUEUE_STAGE, what, err);
-	if (!ram->passes++)
+	if (!ram->any_pass)
 		ram->first = ram->stats;
+	ram->any_pass = true;
 	ram->seconds = now() - began;
 	return ret;
 }
@@ -262,7 +268,7 @@ int ram_copy_rest(struct ram *ram, struct error *err)
 	return ret;
 }
 
-int ram_finish(struct ram *ram, struct error *err)
+int ram_finish(struct ram *ram, bool written, struct error *err)
 {
 	int ret = ram->staged ? wait_pass(ram, false, "the stage", err) : 0;
 	size_t i;
@@ -272,8 +278,9 @@ int ram_finish(struct ram *ram, struct error *err)
 
 		if (ram->blocks[i].region < 0)
 			continue;
-		ret = kvmsnap_get_bitmap(ram->session, (uint32_t)ram->blocks[i].region, 0,
-					 block->length / SNAP_PAGE, block->bitmap);
+		ret = (written ? kvmsnap_get_written : kvmsnap_get_bitmap)
+			(ram->session, (uint32_t)ram->blocks[i].region, 0,
+			 block->length / SNAP_PAGE, block->bitmap);
 		if (ret)
 			error_set(err, -ret, "reading the module's bitmap: %s", strerror(-ret));
 	}

@@ -27,16 +27,19 @@ struct ram {
 	struct ram_block *blocks;	/* in the order of the file's */
 	size_t nr;			/* blocks added, as many as the file has */
 	uint64_t bandwidth;		/* the most that a pass writes, bytes a second; 0 for no limit */
-	long passes;
-	struct kvmsnap_stats first;	/* of the first pass, which is over everything */
+	struct kvmsnap_stats first;	/* of the session's first pass, which is over everything */
+	bool any_pass;			/* @first is set */
 	struct kvmsnap_stats stats;	/* of the last pass */
 	double seconds;			/* it took, or had to be waited for when it is staged */
 	bool staged;			/* it has yet to be written from the stage */
-	uint64_t bytes;			/* written by all passes, and by ourselves */
+	uint64_t bytes;			/* written since ram_begin(), by all passes and by ourselves */
 };
 
-/* Open @device (NULL for /dev/kvmsnap) and bind QEMU's VM and the target. */
+/* Open @device (NULL for /dev/kvmsnap) and bind QEMU's VM. */
 int ram_open(struct ram *ram, const char *device, struct error *err);
+
+/* From now on passes write to ram->target; @flags of enum kvmsnap_target_flags. */
+int ram_begin(struct ram *ram, uint32_t flags, struct error *err);
 void ram_close(struct ram *ram);
 
 /*
@@ -54,7 +57,10 @@ int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, s
 /* With the VM stopped: copy the blocks that the module can't reach. */
 int ram_copy_rest(struct ram *ram, struct error *err);
 
-/* The VM may run: wait for a staged pass, and take the bitmaps over. */
-int ram_finish(struct ram *ram, struct error *err);
+/*
+ * The VM may run: wait for a staged pass, and take the bitmaps over: of what is in the target, or of
+ * what was written to it.
+ */
+int ram_finish(struct ram *ram, bool written, struct error *err);
 
 #endif

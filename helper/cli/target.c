@@ -51,6 +51,26 @@ static int open_partial(struct target *target, struct error *err)
 			 target->partial);
 }
 
+int target_lock(int fd, int64_t which, bool share)
+{
+	struct flock lock = {
+		.l_type = share ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET, .l_start = which, .l_len = 1,
+	};
+
+	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
+		return 0;
+	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
+}
+
+/* What is there is to be written over: not if a VM is mapped from it. */
+static int own_content(struct target *target, const char *name, struct error *err)
+{
+	if (target_lock(target->fd, TARGET_CONTENT, false) != -EBUSY)
+		return 0;
+	return error_set(err, EBUSY, "%s is in use by another save, or by a VM that was restored from it with --instant; choose another",
+			 name);
+}
+
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err)
 {
 	char proc[32];
@@ -79,7 +99,7 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 		if (!target->device && st.st_size && !force)
 			return error_set(err, EEXIST, "the file behind descriptor %d is not empty; use --force to overwrite it",
 					 fd);
-		return 0;
+		return own_content(target, "the descriptor's file", err);
 	}
 
 	target->path = strdup(path);
@@ -92,7 +112,7 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 			if (target->fd < 0)
 				return error_set(err, errno, "%s: %s%s", path, strerror(errno),
 						 errno == EBUSY ? "; it is mounted or in use" : "");
-			return 0;
+			return own_content(target, path, err);
 		}
 		if (!S_ISREG(st.st_mode))
 			return error_set(err, EINVAL, "%s is neither a file nor a block device", path);
@@ -109,13 +129,53 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 	return open_partial(target, err);
 }
 
-int target_size(struct target *target, uint64_t from, uint64_t bytes, struct error *err)
+int target_append(struct target *target, const char *path, int fd, uint64_t base, struct error *err)
 {
-	uint64_t range[2], have;
+	*target = (struct target){ .fd = -1, .appends = true, .base = base };
+	target->path = strdup(path);
+	if (!target->path)
+		return error_set(err, ENOMEM, "out of memory");
+	/* Unless it is ours, nothing of it is to be cut off. */
+	if (target_lock(fd, TARGET_END, false) == -EBUSY)
+		return error_set(err, EBUSY, "%s is being appended to by another save; wait for it or choose another file",
+				 path);
+	target->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (target->fd < 0 || ftruncate(target->fd, (off_t)base) < 0)
+		return error_set(err, errno, "%s: %s", path, strerror(errno));
+	return 0;
+}
 
+int target_clone(struct target *target, int from, uint64_t bytes, struct error *err)
+{
+	if (target->device)
+		return -EOPNOTSUPP;
+	if (ioctl(target->fd, FICLONE, from) < 0)
+		return errno == EOPNOTSUPP || errno == ENOTTY || errno == EXDEV || errno == EINVAL ||
+		       errno == ENOSYS ? -EOPNOTSUPP :
+		       error_set(err, errno, "sharing the last generation's blocks: %s", strerror(errno));
+	target->size = bytes;
+	return ftruncate(target->fd, (off_t)bytes) < 0 ?
+	       error_set(err, errno, "sizing the file to %llu bytes: %s", (unsigned long long)bytes,
+			 strerror(errno)) : 0;
+}
+
+uint64_t target_room(const struct target *target)
+{
+	uint64_t bytes = 0;
+
+	if (target->device && ioctl(target->fd, BLKGETSIZE64, &bytes) < 0)
+		return 0;
+	return bytes;
+}
+
+int target_size(struct target *target, uint64_t bytes, struct error *err)
+{
+	uint64_t from = target->size, range[2], have = target_room(target);
+
+	if (bytes <= from)
+		return 0;
+	target->size = bytes;
 	if (target->device) {
-		if (ioctl(target->fd, BLKGETSIZE64, &have) < 0)
-			return error_set(err, errno, "size of the block device: %s", strerror(errno));
 		if (have < bytes)
 			return error_set(err, ENOSPC, "the block device has %llu bytes, %llu are needed",
 					 (unsigned long long)have, (unsigned long long)bytes);
@@ -130,8 +190,8 @@ int target_size(struct target *target, uint64_t from, uint64_t bytes, struct err
 		return 0;
 	}
 	/* To nothing first: all of a descriptor's old contents go. */
-	target->sized = true;
-	if ((!from && ftruncate(target->fd, 0) < 0) || ftruncate(target->fd, (off_t)bytes) < 0)
+	if ((!from && ftruncate(target->fd, (off_t)target->base) < 0) ||
+	    ftruncate(target->fd, (off_t)(target->base + bytes)) < 0)
 		return error_set(err, errno, "sizing the file to %llu bytes: %s", (unsigned long long)bytes,
 				 errno == EFBIG ? "File too large; this file system can't hold one that size" :
 						  strerror(errno));
@@ -202,8 +262,9 @@ void target_close(struct target *target)
 	if (target->fd >= 0 && !target->committed) {
 		if (target->partial)
 			unlink(target->partial);
-		else if (target->sized && !target->device && ftruncate(target->fd, 0) < 0)
-			fprintf(stderr, "kvmsnap: emptying the file: %s\n", strerror(errno));
+		else if ((target->size || target->appends) && !target->device &&
+			 ftruncate(target->fd, (off_t)target->base) < 0)
+			fprintf(stderr, "kvmsnap: taking back what was written: %s\n", strerror(errno));
 	}
 	if (target->fd >= 0)
 		close(target->fd);

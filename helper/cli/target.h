@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Where a snapshot goes: a new file, which gets its name when it is whole; a block device;
- * or a descriptor that the caller's manager has opened.
+ * a descriptor that the caller's manager has opened; or the end of a file that holds others.
+ *
+ * Locks, of open file descriptions: who writes over what a file holds takes TARGET_CONTENT, and a
+ * VM whose memory is mapped from it shares that; who appends takes TARGET_END.
  */
 #ifndef TARGET_H
 #define TARGET_H
@@ -19,15 +22,39 @@ struct target {
 	char *partial;		/* name until commit; NULL for a device or a descriptor */
 	bool device;		/* block device */
 	bool force;		/* may replace what is there */
-	bool sized;		/* what a descriptor's file held is gone */
+	bool appends;		/* to a file of which all before @base stays */
+	uint64_t base;		/* where the image begins in the file */
+	uint64_t size;		/* of the image: up to there target_size() has made it */
 	bool committed;
 };
+
+/* Bytes of a file that stand for locks; nobody reads or writes there. */
+#define TARGET_CONTENT	(INT64_MAX - 1)
+#define TARGET_END	(INT64_MAX - 2)
+
+/* Take one of them, or share it; -EBUSY when that can't be had. */
+int target_lock(int fd, int64_t which, bool share);
 
 /* @path, or the descriptor @fd when @path is NULL.  @force: an existing file may be replaced. */
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err);
 
-/* Make room for @bytes, all of which from @from on (a multiple of 4096) read as zeros afterwards. */
-int target_size(struct target *target, uint64_t from, uint64_t bytes, struct error *err);
+/*
+ * Append to @fd, which is @path, at @base, where its last generation ends; what is behind that goes.
+ * The lock stays with @fd, for the next one.
+ */
+int target_append(struct target *target, const char *path, int fd, uint64_t base, struct error *err);
+
+/*
+ * Have a target that was just opened hold the first @bytes of a file, by sharing its blocks.
+ * -EOPNOTSUPP, without @err, when the file system can't, or they are not on the same.
+ */
+int target_clone(struct target *target, int from, uint64_t bytes, struct error *err);
+
+/* Make room for @bytes, a multiple of 4096, those that are new reading as zeros. */
+int target_size(struct target *target, uint64_t bytes, struct error *err);
+
+/* Bytes of a block device; 0 of anything else. */
+uint64_t target_room(const struct target *target);
 
 /* Make what is written so far durable, as far as @sync says. */
 int target_sync(struct target *target, enum sync sync, struct error *err);

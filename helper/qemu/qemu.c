@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define COMMAND_MS	30000
@@ -22,6 +23,14 @@
 static int out_of_memory(struct error *err)
 {
 	return error_set(err, ENOMEM, "out of memory");
+}
+
+static int simple(struct qemu *qemu, const char *command, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, command, NULL, -1, COMMAND_MS, err);
+
+	json_decref(result);
+	return result ? 0 : -EIO;
 }
 
 static int read_status(struct qemu *qemu, struct error *err)
@@ -122,6 +131,22 @@ static int read_machine(struct qemu *qemu, struct error *err)
 	return 0;
 }
 
+int qemu_look_again(struct qemu *qemu, struct error *err)
+{
+	int ret = read_status(qemu, err);
+
+	if (!ret)
+		ret = check_status(qemu, err);
+	if (!ret)
+		ret = check_migration(qemu, err);
+	return ret ? ret : check_devices(qemu, err);
+}
+
+void qemu_drain(struct qemu *qemu)
+{
+	qmp_drain(&qemu->qmp);
+}
+
 int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *err)
 {
 	int ret;
@@ -131,18 +156,77 @@ int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *
 	if (ret)
 		return ret;
 	qemu->pid = pid ? pid : qemu->qmp.peer;
-	ret = read_status(qemu, err);
-	if (!ret)
-		ret = check_status(qemu, err);
-	if (!ret)
-		ret = check_migration(qemu, err);
-	if (!ret)
-		ret = check_devices(qemu, err);
+	ret = qemu_look_again(qemu, err);
 	if (!ret)
 		ret = read_machine(qemu, err);
 	if (ret)
 		qemu_detach(qemu);
 	return ret;
+}
+
+int qemu_adopt(struct qemu *qemu, int fd, struct error *err)
+{
+	int ret;
+
+	*qemu = (struct qemu){ .qmp.fd = -1 };
+	ret = qmp_greet(&qemu->qmp, fd, err);
+	return ret ? ret : read_machine(qemu, err);
+}
+
+static int set_multifd(struct qemu *qemu, unsigned int channels, struct error *err)
+{
+	json_t *result = qmp_command(&qemu->qmp, "migrate-set-capabilities",
+				     json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "multifd",
+					       "state", channels != 0), -1, COMMAND_MS, err);
+
+	if (result && channels) {
+		json_decref(result);
+		result = qmp_command(&qemu->qmp, "migrate-set-parameters",
+				     json_pack("{s:i, s:b}", "multifd-channels", (int)channels, "direct-io", 1),
+				     -1, COMMAND_MS, err);
+	}
+	json_decref(result);
+	return result ? 0 : -EIO;
+}
+
+int qemu_load(struct qemu *qemu, const char *uri, unsigned int channels, struct error *err)
+{
+	const struct timespec rest = { .tv_nsec = 1000000 };
+	struct error ignored;
+	json_t *result;
+	const char *status;
+	int ret = -EAGAIN;
+
+	/* From QEMU 9.1 on. */
+	if (channels && set_multifd(qemu, channels, &ignored))
+		set_multifd(qemu, 0, &ignored);
+	result = qmp_command(&qemu->qmp, "migrate-incoming", json_pack("{s:s}", "uri", uri), -1, COMMAND_MS, err);
+	if (!result)
+		return -EIO;
+	json_decref(result);
+	while (ret == -EAGAIN) {
+		/* There is no limit: it may be terabytes. */
+		result = qmp_command(&qemu->qmp, "query-migrate", NULL, -1, COMMAND_MS, err);
+		if (!result)
+			return -EIO;
+		status = json_string_value(json_object_get(result, "status"));
+		if (status && !strcmp(status, "completed"))
+			ret = 0;
+		else if (status && !strcmp(status, "failed"))
+			ret = error_set(err, EIO, "QEMU can't load it: %s", json_string_value(
+					json_object_get(result, "error-desc")) ?: "see its own messages");
+		json_decref(result);
+		if (ret == -EAGAIN)
+			nanosleep(&rest, NULL);
+	}
+	return ret;
+}
+
+void qemu_quit(struct qemu *qemu)
+{
+	struct error ignored;
+
+	simple(qemu, "quit", &ignored);
 }
 
 void qemu_detach(struct qemu *qemu)
@@ -157,14 +241,6 @@ bool qemu_is_running(const struct qemu *qemu)
 {
 	/* A suspended VM may wake. */
 	return !strcmp(qemu->status, "running") || !strcmp(qemu->status, "suspended");
-}
-
-static int simple(struct qemu *qemu, const char *command, struct error *err)
-{
-	json_t *result = qmp_command(&qemu->qmp, command, NULL, -1, COMMAND_MS, err);
-
-	json_decref(result);
-	return result ? 0 : -EIO;
 }
 
 int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err)

@@ -34,7 +34,24 @@ struct qemu {
  * QEMU when the socket was made by another process, 0 for the socket's peer.
  */
 int qemu_attach(struct qemu *qemu, const char *socket, pid_t pid, struct error *err);
+/* The same for a QEMU that waits for an incoming stream, by its end @fd of a socket, taken over. */
+int qemu_adopt(struct qemu *qemu, int fd, struct error *err);
+
+/*
+ * Have it load a mapped-ram stream and wait for the end.  @channels: of multifd, with direct I/O, if
+ * this QEMU can; 0 for none.
+ */
+int qemu_load(struct qemu *qemu, const char *uri, unsigned int channels, struct error *err);
+
+/* Have it end. */
+void qemu_quit(struct qemu *qemu);
 void qemu_detach(struct qemu *qemu);
+
+/* The same look at what can't be saved, and at its run state, later on. */
+int qemu_look_again(struct qemu *qemu, struct error *err);
+
+/* Read what QEMU has sent unasked, so that it does not pile up there. */
+void qemu_drain(struct qemu *qemu);
 
 /* Are the vCPUs running? */
 bool qemu_is_running(const struct qemu *qemu);

@@ -71,6 +71,7 @@ static json_t *receive(struct qmp *qmp, long long deadline, struct error *err)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0) {
+			qmp->lost = true;
 			error_set(err, n < 0 ? errno : EPIPE, "QMP: connection lost: %s",
 				  n < 0 ? strerror(errno) : "closed by QEMU");
 			return NULL;
@@ -144,6 +145,7 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 	ret = send_line(qmp, text, strlen(text), fd);
 	free(text);
 	if (ret) {
+		qmp->lost = true;
 		error_set(err, -ret, "QMP: sending %s: %s", command, strerror(-ret));
 		return NULL;
 	}
@@ -171,6 +173,20 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 	return result;
 }
 
+void qmp_drain(struct qmp *qmp)
+{
+	struct pollfd pfd = { .fd = qmp->fd, .events = POLLIN };
+	struct error ignored;
+	json_t *msg;
+
+	while (poll(&pfd, 1, 0) > 0) {
+		msg = receive(qmp, now_ms(), &ignored);
+		if (!msg)
+			return;		/* part of one, or the end: the next command will tell */
+		json_decref(msg);
+	}
+}
+
 char *qmp_hmp(struct qmp *qmp, const char *line, struct error *err)
 {
 	json_t *result = qmp_command(qmp, "human-monitor-command",
@@ -186,48 +202,54 @@ char *qmp_hmp(struct qmp *qmp, const char *line, struct error *err)
 	return text;
 }
 
+int qmp_greet(struct qmp *qmp, int fd, struct error *err)
+{
+	json_t *msg;
+	bool met = false;
+
+	*qmp = (struct qmp){ .fd = fd };
+	msg = receive(qmp, now_ms() + GREETING_MS, err);
+	if (msg && !json_object_get(msg, "QMP"))
+		error_set(err, EPROTO, "no QMP greeting; is this QEMU's -qmp socket?");
+	else if (msg)
+		met = true;
+	json_decref(msg);
+	if (met) {
+		msg = qmp_command(qmp, "qmp_capabilities", NULL, -1, GREETING_MS, err);
+		met = msg;
+		json_decref(msg);
+	}
+	if (!met)
+		qmp_close(qmp);
+	return met ? 0 : -EPROTO;
+}
+
 int qmp_connect(struct qmp *qmp, const char *path, struct error *err)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct ucred cred;
+	struct ucred cred = { 0 };
 	socklen_t len = sizeof(cred);
-	json_t *msg;
-	int ret;
+	struct error inner;
+	int fd, ret;
 
 	*qmp = (struct qmp){ .fd = -1 };
 	if (strlen(path) >= sizeof(addr.sun_path))
 		return error_set(err, ENAMETOOLONG, "QMP socket %s: the path is too long", path);
 	strcpy(addr.sun_path, path);
-	qmp->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (qmp->fd < 0)
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
 		return error_set(err, errno, "socket: %s", strerror(errno));
-	if (connect(qmp->fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
 		ret = error_set(err, errno,
 				"QMP socket %s: %s; start QEMU with -qmp unix:%s,server=on,wait=off",
 				path, strerror(errno), path);
-		goto fail;
+		close(fd);
+		return ret;
 	}
-	if (getsockopt(qmp->fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0)
-		qmp->peer = cred.pid;
-
-	ret = -EPROTO;
-	msg = receive(qmp, now_ms() + GREETING_MS, err);
-	if (!msg)
-		goto fail;
-	if (!json_object_get(msg, "QMP")) {
-		json_decref(msg);
-		error_set(err, EPROTO, "QMP socket %s: no QMP greeting; is this QEMU's -qmp socket?", path);
-		goto fail;
-	}
-	json_decref(msg);
-	msg = qmp_command(qmp, "qmp_capabilities", NULL, -1, GREETING_MS, err);
-	if (!msg)
-		goto fail;
-	json_decref(msg);
-	return 0;
-fail:
-	qmp_close(qmp);
-	return ret;
+	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
+	ret = qmp_greet(qmp, fd, &inner);
+	qmp->peer = cred.pid;
+	return ret ? error_set(err, -ret, "QMP socket %s: %s", path, inner.text) : 0;
 }
 
 void qmp_close(struct qmp *qmp)

@@ -20,12 +20,16 @@ struct qmp {
 	unsigned int id;	/* of the last command */
 	bool stopped;		/* a STOP event has been seen */
 	bool changed;		/* a RESUME or RESET event has been seen */
+	bool lost;		/* the connection is: QEMU has gone, or closed it */
 	char *buf;		/* received, not yet taken: whole and part lines */
 	size_t len, size;
 };
 
 /* Connect to the socket at @path and negotiate.  Returns 0 or a negative errno. */
 int qmp_connect(struct qmp *qmp, const char *path, struct error *err);
+
+/* The same with a socket that is connected already, which is taken over. */
+int qmp_greet(struct qmp *qmp, int fd, struct error *err);
 void qmp_close(struct qmp *qmp);
 
 /*
@@ -38,5 +42,8 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 
 /* The same for human monitor commands; returns their text, to be freed. */
 char *qmp_hmp(struct qmp *qmp, const char *line, struct error *err);
+
+/* Drop what was sent unasked: events. */
+void qmp_drain(struct qmp *qmp);
 
 #endif

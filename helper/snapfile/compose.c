@@ -71,6 +71,12 @@ int snap_pwrite(int fd, const void *buf, size_t len, uint64_t offset)
 	return 0;
 }
 
+bool snap_is_small(const char *name, uint64_t length)
+{
+	return length <= 16 << 20 || strstr(name, "/rom@") || strstr(name, "vram") ||
+	       strstr(name, "pflash") || strstr(name, ".rom") || strstr(name, ".bios");
+}
+
 int snap_add_block(struct snapfile *snap, const char *name, uint64_t length, struct error *err)
 {
 	struct snap_block *blocks, *block;
@@ -93,16 +99,22 @@ int snap_add_block(struct snapfile *snap, const char *name, uint64_t length, str
 	return block->bitmap ? 0 : error_set(err, ENOMEM, "out of memory");
 }
 
+/* The length that the stream tells. */
+static uint64_t listed_length(const struct snap_block *block)
+{
+	return block->stretched ? block->stretched : block->length;
+}
+
 /* Everything before the first record. */
-static void compose_head(const struct snapfile *snap, struct buffer *b)
+static void compose_head(const struct snapfile *snap, struct buffer *b, uint32_t magic)
 {
 	uint64_t total = 0;
 	size_t i;
 
 	for (i = 0; i < snap->nr_blocks; i++)
-		total += snap->blocks[i].length;
+		total += listed_length(&snap->blocks[i]);
 
-	put32(b, 0);			/* the magic number: snap_seal() */
+	put32(b, magic);
 	put32(b, QEMU_VM_FILE_VERSION);
 
 	put8(b, QEMU_VM_CONFIGURATION);
@@ -125,7 +137,7 @@ static void compose_head(const struct snapfile *snap, struct buffer *b)
 static void compose_record(const struct snap_block *block, struct buffer *b)
 {
 	put_counted(b, block->name);
-	put64(b, block->length);
+	put64(b, listed_length(block));
 	put32(b, MAPPED_RAM_HDR_VERSION);
 	put64(b, SNAP_PAGE);
 	put64(b, block->bitmap_offset);
@@ -151,7 +163,7 @@ void snap_layout(struct snapfile *snap)
 	uint64_t offset;
 	size_t i;
 
-	compose_head(snap, &b);
+	compose_head(snap, &b, 0);
 	offset = b.len;
 	for (i = 0; i < snap->nr_blocks; i++) {
 		struct snap_block *block = &snap->blocks[i];
@@ -171,15 +183,33 @@ void snap_layout(struct snapfile *snap)
 	free(b.data);
 }
 
+/* The end in one piece: RAM section's, devices, description. */
+static int compose_end(struct buffer *b, int devices_fd, bool described)
+{
+	uint8_t chunk[4096];
+	ssize_t n;
+
+	compose_ram_end(b);
+	while ((n = read(devices_fd, chunk, sizeof(chunk))) != 0) {
+		if (n > 0)
+			put(b, chunk, (size_t)n);
+		else if (errno != EINTR)
+			return -errno;
+	}
+	if (!described) {
+		put8(b, QEMU_VM_VMDESCRIPTION);
+		put32(b, 0);
+	}
+	return b->failed ? -ENOMEM : 0;
+}
+
 int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 {
 	struct buffer b = { 0 };
-	uint8_t chunk[4096];
 	size_t i;
-	ssize_t n;
 	int ret;
 
-	compose_head(snap, &b);
+	compose_head(snap, &b, 0);	/* the magic number: snap_seal() */
 	ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, 0);
 	for (i = 0; i < snap->nr_blocks && !ret; i++) {
 		struct snap_block *block = &snap->blocks[i];
@@ -190,19 +220,9 @@ int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 		ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, block->record_offset);
 	}
 
-	/* The end in one piece: RAM section's, devices, description. */
 	b.len = 0;
-	compose_ram_end(&b);
-	while (!ret && (n = read(devices_fd, chunk, sizeof(chunk))) != 0) {
-		if (n > 0)
-			put(&b, chunk, (size_t)n);
-		else if (errno != EINTR)
-			ret = -errno;
-	}
-	put8(&b, QEMU_VM_VMDESCRIPTION);
-	put32(&b, 0);
-	if (b.failed)
-		ret = -ENOMEM;
+	if (!ret)
+		ret = compose_end(&b, devices_fd, snap->described);
 	if (!ret)
 		ret = snap_pwrite(fd, b.data, b.len, snap->ram_end);
 	snap->size = snap->ram_end + b.len;
@@ -210,6 +230,55 @@ int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 	if (ret)
 		error_set(err, -ret, "writing the snapshot's records: %s", strerror(-ret));
 	return ret;
+}
+
+int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, struct error *err)
+{
+	struct buffer b = { 0 };
+	uint64_t offset = at, end;
+	size_t i;
+	int ret;
+
+	/* A page an entry: each length must be whole pages. */
+	for (i = 0; i < snap->nr_blocks; i++) {
+		struct snap_block *block = &snap->blocks[i];
+
+		offset += SNAP_PAGE;
+		block->stretched = offset - block->pages_offset;
+	}
+	snap->ram_end = offset;
+	compose_ram_end(&b);
+	snap->devices_offset = offset + b.len;
+	b.len = 0;
+	ret = compose_end(&b, devices_fd, false);
+	if (!ret)
+		ret = snap_pwrite(fd, b.data, b.len, snap->ram_end);
+	snap->size = end = snap->ram_end + b.len;
+
+	/* Bitmaps, of which the end, which no page belongs to, is a hole. */
+	for (i = 0; i < snap->nr_blocks && !ret; i++) {
+		struct snap_block *block = &snap->blocks[i];
+
+		block->bitmap_offset = (end + 7) / 8 * 8;
+		end = block->bitmap_offset + snap_bitmap_bytes(block->stretched);
+		ret = snap_pwrite(fd, block->bitmap, snap_bitmap_bytes(block->length),
+				  block->bitmap_offset);
+	}
+	snap->size = end;
+	if (!ret && ftruncate(fd, (off_t)((end + SNAP_ALIGN - 1) / SNAP_ALIGN * SNAP_ALIGN)) < 0)
+		ret = -errno;
+
+	for (i = 0, offset = at; i < snap->nr_blocks && !ret; i++) {
+		b.len = 0;
+		if (!i)
+			compose_head(snap, &b, QEMU_VM_FILE_MAGIC);
+		snap->blocks[i].record_offset = offset + b.len;
+		compose_record(&snap->blocks[i], &b);
+		ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, offset);
+		offset += SNAP_PAGE;
+	}
+	free(b.data);
+	return ret ? error_set(err, -ret, "writing the generation's records: %s", strerror(-ret)) : 0;
 }
 
 int snap_seal(int fd, struct error *err)

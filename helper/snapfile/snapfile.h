@@ -16,6 +16,7 @@
 #ifndef SNAPFILE_H
 #define SNAPFILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,6 +32,7 @@ struct snap_block {
 	uint64_t record_offset;		/* of the record, from the name's length on */
 	uint64_t bitmap_offset;
 	uint64_t pages_offset;
+	uint64_t stretched;		/* the length that the stream gives it, if another (chain.h); else 0 */
 	uint8_t *bitmap;		/* snap_bitmap_bytes(length) bytes, or NULL */
 };
 
@@ -40,9 +42,11 @@ struct snapfile {
 	size_t nr_blocks;
 	uint64_t ram_end;		/* where the RAM section goes on behind the last block */
 	uint64_t devices_offset;	/* first device section */
-	char **devices;			/* names of the device sections; parsed files only */
+	uint64_t devices_end;		/* behind QEMU_VM_EOF; parsed files only */
+	char **devices;			/* sections: names, with #instance unless it is 0; parsed files only */
 	size_t nr_devices;
-	uint64_t size;			/* of the stream, in bytes */
+	uint64_t size;			/* where the stream ends in the file */
+	bool described;			/* what snap_write() is given has QEMU's own description at its end */
 };
 
 static inline uint64_t snap_bitmap_bytes(uint64_t length)
@@ -67,12 +71,25 @@ int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 int snap_seal(int fd, struct error *err);
 
 /*
- * Parse a file of ours or of QEMU's, from offset 0.  All that is in it is checked against
- * the file's size; bitmaps are read.  Returns 0 or a negative errno.
+ * Write a stream at @at, a multiple of 4096, behind all pages that it lists: the blocks of @snap,
+ * of which there may be several of a name, with their bitmaps, and the device sections.
+ * snap->size is where all of it ends.
  */
-int snap_parse(struct snapfile *snap, int fd, struct error *err);
+int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, struct error *err);
+
+/*
+ * Parse a stream of ours or of QEMU's that begins at @offset of the file.  All that is in it is
+ * checked against the file's size; bitmaps are read.  Returns 0 or a negative errno.
+ */
+int snap_parse(struct snapfile *snap, int fd, uint64_t offset, struct error *err);
+
+/* The same of device sections alone, which begin at @offset. */
+int snap_parse_devices(struct snapfile *snap, int fd, uint64_t offset, struct error *err);
 
 void snap_free(struct snapfile *snap);
+
+/* Is it one that QEMU fills before it loads a stream, or that is small?  Its zeros are written too. */
+bool snap_is_small(const char *name, uint64_t length);
 
 /* Pages in the file. */
 uint64_t snap_pages_present(const struct snap_block *block);
@@ -80,12 +97,5 @@ uint64_t snap_pages_present(const struct snap_block *block);
 /* Whole writes and reads at an offset.  0 or a negative errno. */
 int snap_pwrite(int fd, const void *buf, size_t len, uint64_t offset);
 int snap_pread(int fd, void *buf, size_t len, uint64_t offset);
-
-/*
- * Read every page of the file, with direct I/O through io_uring, @depth requests of 1 MiB
- * at a time; @progress is told the bytes read so far.  Finds what the disk can't read.
- */
-int snap_read_pages(const struct snapfile *snap, const char *path,
-		    void (*progress)(uint64_t bytes, void *data), void *data, struct error *err);
 
 #endif

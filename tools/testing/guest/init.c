@@ -8,19 +8,26 @@
  * Kernel arguments: fill=MIB (64) pattern memory; zero=MIB (8) memory written and zeroed
  * again; tick=MS (200) between steps; seed=N (1); thp=0|1 use huge pages (1); writers=N (0)
  * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
- * there; disk=0|1 read the first disk into memory, past the page cache (0).
+ * there; disk=0|1 read the first disk into memory, past the page cache (0); net=0|1 receive
+ * what comes by eth0 (0); video=0|1 change the video mode and write into the frame buffer again
+ * and again (0); online=0|1 use CPUs as they are plugged in (0).
  *
  * Modules in /modules are loaded first, in the order of their names.
  */
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/if_ether.h>
+#include <net/if.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -32,7 +39,7 @@ static char cmdline[4096];
 
 /* What the processes have done. */
 static volatile struct counts {
-	unsigned long bad, writes, reads;
+	unsigned long bad, writes, reads, modes;
 } *counts;
 
 static unsigned long arg(const char *name, unsigned long value)
@@ -151,6 +158,84 @@ static void reader(uint64_t seed)
 	}
 }
 
+/* Have packets written into memory, by the host, and keep the last of them. */
+static void receiver(void)
+{
+	char *mem = map(64 * PAGE, 0);
+	struct ifreq ifr = { .ifr_name = "eth0" };
+	int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
+	unsigned long n;
+
+	while (ioctl(fd, SIOCGIFFLAGS, &ifr) < 0)
+		usleep(100000);
+	ifr.ifr_flags |= IFF_UP | IFF_PROMISC;
+	ioctl(fd, SIOCSIFFLAGS, &ifr);
+	for (n = 0;; n++)
+		if (recv(fd, mem + n % 64 * PAGE, PAGE, 0) > 0)
+			counts->reads++;
+}
+
+/* Wait for a resource of the VGA device, and map its first @bytes. */
+static volatile char *map_vga(int nr, size_t bytes)
+{
+	char path[64];
+	void *p;
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/0000:00:02.0/resource%d", nr);
+	while ((fd = open(path, O_RDWR)) < 0)
+		usleep(100000);
+	p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	return p;
+}
+
+/*
+ * Switch between video modes, and the legacy window to RAM and back, both of which change what
+ * memory is where (QEMU docs/specs/standard-vga.rst); draw in between.
+ */
+static void video(uint64_t seed)
+{
+	size_t bytes = 16 << 20, pages = bytes / PAGE;
+	uint64_t *mem = (uint64_t *)map_vga(0, bytes), n, i;
+	volatile char *io = map_vga(2, PAGE);
+	volatile uint16_t *vbe = (volatile uint16_t *)(io + 0x500);
+	volatile uint16_t *sequencer = (volatile uint16_t *)(io + 0x404);
+
+	for (n = 1;; n++) {
+		vbe[4] = 0;
+		vbe[1] = n % 2 ? 640 : 800;
+		vbe[2] = n % 2 ? 480 : 600;
+		vbe[3] = n % 3 ? 32 : 16;
+		vbe[4] = n % 4 ? 0xc1 : 0;		/* enabled, linear, not cleared; or text */
+		*sequencer = 0x0f02;			/* all planes */
+		*sequencer = n % 2 ? 0x0e04 : 0x0604;	/* chained, or not */
+		i = (256 + mix(seed + n) % (pages - 256)) * (PAGE / 8);	/* past what text uses */
+		fill(mem + i, n);
+		if (!check(mem + i, 0, n))
+			__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
+		counts->modes++;
+		usleep(20000);
+	}
+}
+
+/* Nobody else here does it. */
+static void online(void)
+{
+	char path[64];
+	int i, fd;
+
+	for (;; usleep(100000)) {
+		for (i = 1; i < 8; i++) {
+			snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", i);
+			fd = open(path, O_WRONLY);
+			if (fd >= 0 && write(fd, "1", 1) < 0)
+				printf("guest: CPU %d stays offline\n", i);
+			close(fd);
+		}
+	}
+}
+
 static void load_modules(void)
 {
 	struct dirent **names;
@@ -175,8 +260,10 @@ int main(void)
 
 	mkdir("/dev", 0755);
 	mkdir("/proc", 0755);
+	mkdir("/sys", 0755);
 	mount("dev", "/dev", "devtmpfs", 0, NULL);
 	mount("proc", "/proc", "proc", 0, NULL);
+	mount("sys", "/sys", "sysfs", 0, NULL);
 	fd = open("/dev/console", O_RDWR);
 	if (fd >= 0) {
 		dup2(fd, 0);
@@ -207,6 +294,12 @@ int main(void)
 			writer(mix(seed + i), arg("write", 8) << 20 >> 12, (int)i % 2);
 	if (arg("disk", 0) && fork() == 0)
 		reader(seed);
+	if (arg("net", 0) && fork() == 0)
+		receiver();
+	if (arg("video", 0) && fork() == 0)
+		video(seed);
+	if (arg("online", 0) && fork() == 0)
+		online();
 	/* The one that reports comes first. */
 	setpriority(PRIO_PROCESS, 0, -15);
 	printf("guest: ready, %lu pages\n", pages);
@@ -218,8 +311,8 @@ int main(void)
 		for (i = step % 16; i < pages; i += 16)
 			if (!check((uint64_t *)(mem + i * PAGE), 0, mix(seed + i)))
 				__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
-		printf("guest: tick %lu bad %lu writes %lu reads %lu\n", step, counts->bad,
-		       counts->writes, counts->reads);
+		printf("guest: tick %lu bad %lu writes %lu reads %lu modes %lu cpus %ld\n", step, counts->bad,
+		       counts->writes, counts->reads, counts->modes, sysconf(_SC_NPROCESSORS_ONLN));
 		nanosleep(&wait, NULL);
 	}
 }

@@ -21,12 +21,14 @@ __attribute__((section("guest"), noreturn)) void guest_main(struct guest_args *a
 	for (n = 0;; n++) {
 		uint64_t nr = xorshift(&x) % args->pages;
 
-		if (args->pattern == PATTERN_SEQUENTIAL)
+		if (args->pattern == PATTERN_SEQUENTIAL || args->pattern == PATTERN_FILL)
 			nr = n % args->pages;
 		if (args->pattern == PATTERN_SAME)
 			nr = 0;
 		page = (volatile uint64_t *)((args->first + nr) * GUEST_PAGE);
-		if (args->pattern == PATTERN_ZERO) {
+		if (args->pattern == PATTERN_FILL) {
+			fill(page, x);
+		} else if (args->pattern == PATTERN_ZERO) {
 			fill(page, page[1] ? 0 : x);
 		} else if (args->pattern == PATTERN_ABA) {
 			old = page[7];

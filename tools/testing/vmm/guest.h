@@ -24,6 +24,7 @@ enum guest_pattern {
 	PATTERN_SAME,		/* one page, again and again */
 	PATTERN_ZERO,		/* pages here and there become all zeros, or cease to be */
 	PATTERN_ABA,		/* pages here and there get other bytes, and their own again */
+	PATTERN_FILL,		/* all of each page, one page after the other */
 	NR_PATTERNS
 };
 

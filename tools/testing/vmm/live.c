@@ -74,18 +74,18 @@ static int last_pass(int session, bool compare, bool stage)
 	return waited(kvmsnap_wait_staged(session, -1, &wait), &wait);
 }
 
-int live_save(struct machine *m, int fd, const struct live_options *options, bool stay_paused,
-	      struct live_report *report)
+static uint32_t track_mode(const struct machine *m, const struct live_options *options)
 {
-	double began = now(), took, rate, stopped, at;
-	uint64_t work = machine_work(m);
-	uint32_t mode = options->compare_only ? KVMSNAP_TRACK_COMPARE :
-			m->config.reap_ms ? KVMSNAP_TRACK_OBSERVER : KVMSNAP_TRACK_OWNER;
-	bool hash = options->hash || options->compare_only;
-	int session, err;
+	return options->compare_only ? KVMSNAP_TRACK_COMPARE :
+	       m->config.reap_ms ? KVMSNAP_TRACK_OBSERVER : KVMSNAP_TRACK_OWNER;
+}
 
-	memset(report, 0, sizeof(*report));
-	session = kvmsnap_open(NULL);
+int live_begin(struct machine *m, int fd, const struct live_options *options)
+{
+	bool hash = options->hash || options->compare_only;
+	uint32_t mode = track_mode(m, options);
+	int session = kvmsnap_open(NULL), err;
+
 	if (session < 0)
 		return fail("/dev/kvmsnap", session);
 	err = kvmsnap_bind_vm(session, m->vm);
@@ -96,8 +96,8 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 	if (err >= 0)
 		err = kvmsnap_set_stage(session, options->stage);
 	if (err < 0) {
-		fail("setting up", err);
-		goto out;
+		close(session);
+		return fail("setting up", err);
 	}
 
 	/*
@@ -109,26 +109,40 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 		err = kvmsnap_track(session, mode, hash ? KVMSNAP_TRACK_HASH : 0);
 	if (!err && mode == KVMSNAP_TRACK_OBSERVER)
 		err = machine_logging(m, true);
-	if (err) {
-		fail("tracking", err);
-		goto out;
-	}
 	/* 2. The device tells of its own; what it wrote before is dirty anyway. */
-	if (!options->compare_only)
+	if (!err && !options->compare_only)
 		atomic_store(&m->session, session);
+	if (!err)
+		return session;
+	fail("tracking", err);
+	live_end(m, session, options);
+	return err;
+}
 
+int live_generation(struct machine *m, int session, const struct live_options *options, bool stay_paused,
+		    struct live_report *report)
+{
+	double began = now(), took, rate, stopped, at;
+	uint64_t work = machine_work(m);
+	bool hash = options->hash || options->compare_only;
+	int err;
+
+	memset(report, 0, sizeof(*report));
 	/* 3. While the machine runs: until what is left can be written in the pause. */
-	do {
+	while (options->max_passes) {
 		err = pass(session, options->compare_only && report->passes, report, &took);
 		if (err)
-			goto out;
+			return err;
 		report->passes++;
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
 		kvmsnap_stats(session, &report->stats);
-	} while (machine_work(m) - work < options->min_work || m->ring_full < options->min_full ||
-		 (report->passes < options->max_passes &&
-		  (options->max_downtime < 0 ||
-		   (double)(report->stats.pages_dirty * GUEST_PAGE) > rate * options->max_downtime)));
+		if (machine_work(m) - work < options->min_work || m->ring_full < options->min_full)
+			continue;
+		if (report->passes >= options->max_passes ||
+		    (options->max_downtime >= 0 &&
+		     (double)(report->stats.pages_dirty * GUEST_PAGE) <= rate * options->max_downtime))
+			break;
+	}
 
 	/* 4. Nothing may write any more.  Here a VMM saves the state of its devices. */
 	stopped = now();
@@ -139,17 +153,15 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 	/* 5. What the vCPUs wrote last, after the last ioctl on any of them. */
 	at = now();
 	err = options->compare_only ? 0 : kvmsnap_harvest(session, NULL);
-	if (err) {
-		fail("harvesting", err);
-		goto out;
-	}
+	if (err)
+		return fail("harvesting", err);
 	report->harvest = now() - at;
 
 	/* 6. After this the file equals memory; with a stage, it will. */
 	at = now();
 	err = last_pass(session, hash, options->stage);
 	if (err)
-		goto out;
+		return err;
 	report->write = now() - at;
 
 	at = now();
@@ -160,11 +172,13 @@ int live_save(struct machine *m, int fd, const struct live_options *options, boo
 
 	/* 7. What the stage holds is written behind the running machine. */
 	err = finish(session, report);
-	if (err)
-		goto out;
 	report->last_pages = report->stats.pages_written;
 	report->total = now() - began;
-out:
+	return err;
+}
+
+void live_end(struct machine *m, int session, const struct live_options *options)
+{
 	/* 8. No logging, and room in the rings again, so that nobody waits for a harvest. */
 	if (!options->compare_only) {
 		machine_logging(m, false);
@@ -172,5 +186,16 @@ out:
 	}
 	atomic_store(&m->session, -1);
 	close(session);
+}
+
+int live_save(struct machine *m, int fd, const struct live_options *options, bool stay_paused,
+	      struct live_report *report)
+{
+	int session = live_begin(m, fd, options), err;
+
+	if (session < 0)
+		return session;
+	err = live_generation(m, session, options, stay_paused, report);
+	live_end(m, session, options);
 	return err;
 }

@@ -12,7 +12,7 @@
 #include "machine.h"
 
 struct live_options {
-	unsigned int max_passes;	/* with the machine running; at least 1 */
+	unsigned int max_passes;	/* with the machine running; 0: none, it is paused at once */
 	double max_downtime;		/* seconds, wished for; negative: all the passes */
 	uint64_t min_work;		/* of the guest, in passes that go on until it is done, */
 	unsigned long min_full;		/* and until its rings were full that often */
@@ -35,9 +35,23 @@ struct live_report {
 };
 
 /*
- * Save @m, which is running, to @fd: guest physical address N at offset N.  The machine stays
- * paused when @stay_paused is set or an error is returned.  0 or a negative errno.
+ * Begin to follow @m, which is running, for saves to @fd: guest physical address N at offset N.
+ * Returns the session, or a negative errno.
  */
+int live_begin(struct machine *m, int fd, const struct live_options *options);
+
+/*
+ * Have the session's target hold what @m's memory is.  The machine stays paused when @stay_paused is
+ * set or an error is returned.  For the next one kvmsnap_set_target_at(KVMSNAP_TARGET_CURRENT) names
+ * a file that has all of the last.  0 or a negative errno.
+ */
+int live_generation(struct machine *m, int session, const struct live_options *options, bool stay_paused,
+		    struct live_report *report);
+
+/* Follow it no more. */
+void live_end(struct machine *m, int session, const struct live_options *options);
+
+/* All of these, for one save. */
 int live_save(struct machine *m, int fd, const struct live_options *options, bool stay_paused,
 	      struct live_report *report);
 

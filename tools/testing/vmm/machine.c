@@ -434,6 +434,7 @@ void machine_destroy(struct machine *m)
 		close(m->vcpus[i].fd);
 	}
 	pthread_join(m->device, NULL);
+	free(m->noted);
 	close(m->vm);
 	close(m->kvm);
 	if (m->memfd >= 0)

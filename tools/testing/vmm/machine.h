@@ -62,6 +62,7 @@ struct machine {
 
 	pthread_mutex_t reap;
 	unsigned long reaped;		/* @reap: entries */
+	uint64_t *noted;		/* @reap: a bit a page; NULL to note nothing */
 
 	/* What really happened, for tests. */
 	atomic_ulong ring_full, device_writes, balloon_drops, smis;

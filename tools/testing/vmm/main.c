@@ -6,12 +6,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "kvmsnap.h"
 #include "live.h"
+#include "reaper.h"
 
 static const char usage[] =
 	"usage: vmm --output FILE [OPTION]...\n"
@@ -22,7 +27,7 @@ static const char usage[] =
 	"  --dirtied MIB       how much of it the guest writes to (16)\n"
 	"  --vcpus N           (2)\n"
 	"  --ring N            entries of each dirty ring, a power of two (4096)\n"
-	"  --pattern sequential|random|same|zero|aba\n"
+	"  --pattern sequential|random|same|zero|aba|fill\n"
 	"  --device --balloon --smm   write memory from outside the guest, drop pages, take SMIs\n"
 	"  --reap-ms N                reap its rings itself, as QEMU does, and have that observed\n"
 	"  --passes N          at most, with the VM running (10)\n"
@@ -31,10 +36,12 @@ static const char usage[] =
 	"  --stage MIB         keep what the last pass writes in kernel memory meanwhile (0)\n"
 	"  --compare-only      without the dirty ring: compare in every pass\n"
 	"  --seed N\n"
-	"  --seconds S         run that long before the save (0.5)\n";
+	"  --seconds S         run that long before the save (0.5)\n"
+	"  --generations N     to FILE, FILE.1, ...: what has changed, over reflinks (1)\n"
+	"  --bench-harvest     save nothing: what does an entry of the ring cost?\n";
 
 static const char *const kinds[] = { "huge", "small", "memfd", "hugetlb" };
-static const char *const patterns[] = { "sequential", "random", "same", "zero", "aba" };
+static const char *const patterns[] = { "sequential", "random", "same", "zero", "aba", "fill" };
 
 static int lookup(const char *const *names, int nr, const char *name)
 {
@@ -47,10 +54,136 @@ static int lookup(const char *const *names, int nr, const char *name)
 	exit(2);
 }
 
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void print_report(const struct live_report *report, const struct machine *m, bool exact)
+{
+	printf("{\"passes\": %u, \"bytes\": %llu, \"last_pages\": %llu, \"work\": %llu, \"seconds\": %.4f,\n"
+	       " \"pause_ms\": %.3f, \"stop_ms\": %.3f, \"harvest_ms\": %.3f, \"write_ms\": %.3f,\n"
+	       " \"harvested\": %llu, \"harvests\": %llu, \"all_dirty\": %llu, \"same\": %llu, \"ring_full\": %lu,\n"
+	       " \"device_writes\": %lu, \"balloon_drops\": %lu, \"smm_work\": %llu, \"exact\": %s}\n",
+	       report->passes, (unsigned long long)report->bytes, (unsigned long long)report->last_pages,
+	       (unsigned long long)report->work, report->total, report->pause * 1e3, report->stop * 1e3,
+	       report->harvest * 1e3, report->write * 1e3, (unsigned long long)report->stats.harvested,
+	       (unsigned long long)report->stats.harvests, (unsigned long long)report->stats.all_dirty,
+	       (unsigned long long)report->stats.pages_same, m->ring_full, m->device_writes,
+	       m->balloon_drops, (unsigned long long)machine_smm_work(m), exact ? "true" : "false");
+}
+
+/* The file of generation @nr: the first one's size, or a reflink of @last.  -1. */
+static int open_generation(const char *output, unsigned int nr, int last, size_t bytes)
+{
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), nr ? "%s.%u" : "%s", output, nr);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || (nr ? ioctl(fd, FICLONE, last) : ftruncate(fd, (off_t)bytes)) < 0) {
+		fprintf(stderr, "vmm: %s: %s\n", path, strerror(errno));
+		return -1;
+	}
+	return fd;
+}
+
+/* Each generation after the first is what has changed, over a reflink of the last. */
+static int save(struct machine *m, const char *output, unsigned int generations,
+		const struct live_options *options)
+{
+	struct live_options next = *options;
+	struct live_report report;
+	int fd = open_generation(output, 0, -1, m->config.ram), session, child, err;
+	unsigned int i;
+	double began;
+	long differ;
+
+	if (fd < 0)
+		return -1;
+	session = live_begin(m, fd, options);
+	if (session < 0)
+		return session;
+	next.max_passes = 0;
+	for (i = 0, err = 0; i < generations && !err; i++) {
+		began = now();
+		if (i) {
+			machine_resume(m);
+			usleep(300000);
+			began = now();
+			child = open_generation(output, i, fd, m->config.ram);
+			err = child < 0 ? -1 : kvmsnap_set_target_at(session, child, 0, KVMSNAP_TARGET_CURRENT);
+			close(fd);
+			fd = child;
+		}
+		if (!err)
+			err = live_generation(m, session, i ? &next : options, true, &report);
+		if (err)
+			break;
+		report.total = now() - began;
+		differ = machine_differs(m, fd);
+		print_report(&report, m, !differ);
+		err = differ != 0;
+	}
+	live_end(m, session, options);
+	close(fd);
+	return err;
+}
+
+#define HARVESTS	20
+
+/*
+ * What an entry of the dirty ring costs who empties it: the module, or with --reap-ms a VMM that does
+ * it itself and notes the page in a bitmap.  With the vCPUs paused and their rings filled, so that
+ * nothing else happens; meant for a clock that counts instructions, and rare harvests in the background.
+ */
+static int bench_harvest(struct machine *m, const char *output)
+{
+	bool own = m->config.reap_ms;
+	struct kvmsnap_harvest result;
+	struct kvmsnap_stats stats;
+	int fd = open_generation(output, 0, -1, m->config.ram), session = -1, err, i;
+	unsigned long entries = 0, had;
+	double at, took = 0;
+
+	if (own)
+		err = reaper_note(m) ? -1 : machine_logging(m, true);
+	else
+		err = session = live_begin(m, fd, &(struct live_options){ .max_passes = 0 });
+	for (i = 0; i < HARVESTS && err >= 0; i++) {
+		machine_resume(m);
+		usleep(20000);
+		machine_pause(m);
+		if (own) {
+			had = m->reaped;
+			at = now();
+			reaper_reap(m);
+			took += now() - at;
+			entries += m->reaped - had;
+		} else {
+			kvmsnap_stats(session, &stats);
+			at = now();
+			err = kvmsnap_harvest(session, &result);
+			took += now() - at;
+			entries += result.harvested - stats.harvested;
+		}
+	}
+	printf("{\"entries\": %lu, \"ns_per_entry\": %.1f}\n", entries,
+	       entries ? took * 1e9 / (double)entries : 0);
+	machine_resume(m);
+	if (session >= 0)
+		live_end(m, session, &(struct live_options){ 0 });
+	close(fd);
+	return err < 0 ? err : 0;
+}
+
 int main(int argc, char **argv)
 {
 	enum { RAM = 256, KIND, FILLED, DIRTIED, VCPUS, RING, PATTERN, DEVICE, BALLOON, SMM, REAP_MS, PASSES,
-	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT };
+	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT, GENERATIONS, BENCH };
 	static const struct option longs[] = {
 		{ "ram", required_argument, NULL, RAM }, { "kind", required_argument, NULL, KIND },
 		{ "filled", required_argument, NULL, FILLED },
@@ -64,16 +197,19 @@ int main(int argc, char **argv)
 		{ "compare-only", no_argument, NULL, COMPARE_ONLY },
 		{ "stage", required_argument, NULL, STAGE },
 		{ "seed", required_argument, NULL, SEED }, { "seconds", required_argument, NULL, SECONDS },
-		{ "output", required_argument, NULL, OUTPUT }, { 0 }
+		{ "output", required_argument, NULL, OUTPUT },
+		{ "generations", required_argument, NULL, GENERATIONS },
+		{ "bench-harvest", no_argument, NULL, BENCH }, { 0 }
 	};
 	struct machine_config config = { .ram = 256 << 20, .vcpus = 2, .ring = 4096,
 		.dirtied = 16 << 20, .seed = 1 };
 	struct live_options options = { .max_passes = 10, .max_downtime = 0.02 };
 	const char *output = NULL;
 	double run = 0.5;
-	struct live_report report;
+	unsigned int generations = 1;
+	bool bench = false;
 	struct machine machine;
-	int fd, c, err;
+	int c, err;
 
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (c) {
@@ -96,43 +232,25 @@ int main(int argc, char **argv)
 		case SEED: config.seed = strtoull(optarg, NULL, 0); break;
 		case SECONDS: run = atof(optarg); break;
 		case OUTPUT: output = optarg; break;
+		case GENERATIONS: generations = (unsigned int)atoi(optarg); break;
+		case BENCH: bench = true; break;
 		default: fputs(usage, stderr); return 2;
 		}
 	}
 	if (!config.filled)
 		config.filled = config.ram / 2;
 	if (!output || !config.vcpus || config.vcpus > GUEST_MAX_VCPUS || config.ram % (4 << 20) ||
-	    config.ram > 4UL << 30 || config.dirtied < 2 << 20 || config.dirtied > config.ram ||
+	    config.ram > 16UL << 30 || config.dirtied < 2 << 20 || config.dirtied > config.ram ||
 	    config.filled > config.ram) {
 		fputs(usage, stderr);
 		return 2;
 	}
 
-	fd = open(output, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0 || ftruncate(fd, (off_t)config.ram) < 0) {
-		fprintf(stderr, "vmm: %s: %s\n", output, strerror(errno));
-		return 1;
-	}
 	if (machine_create(&machine, &config))
 		return 1;
 	machine_resume(&machine);
 	usleep((useconds_t)(run * 1e6));
-	err = live_save(&machine, fd, &options, true, &report);
-	machine_pause(&machine);
-	if (!err)
-		err = machine_differs(&machine, fd) != 0;
-	printf("{\"passes\": %u, \"bytes\": %llu, \"last_pages\": %llu, \"work\": %llu, \"seconds\": %.4f,\n"
-	       " \"pause_ms\": %.3f, \"stop_ms\": %.3f, \"harvest_ms\": %.3f, \"write_ms\": %.3f,\n"
-	       " \"harvested\": %llu, \"harvests\": %llu, \"all_dirty\": %llu, \"same\": %llu, \"ring_full\": %lu,\n"
-	       " \"device_writes\": %lu, \"balloon_drops\": %lu, \"smm_work\": %llu, \"exact\": %s}\n",
-	       report.passes, (unsigned long long)report.bytes, (unsigned long long)report.last_pages,
-	       (unsigned long long)report.work, report.total, report.pause * 1e3, report.stop * 1e3,
-	       report.harvest * 1e3, report.write * 1e3, (unsigned long long)report.stats.harvested,
-	       (unsigned long long)report.stats.harvests, (unsigned long long)report.stats.all_dirty,
-	       (unsigned long long)report.stats.pages_same, machine.ring_full, machine.device_writes,
-	       machine.balloon_drops, (unsigned long long)machine_smm_work(&machine),
-	       err ? "false" : "true");
+	err = bench ? bench_harvest(&machine, output) : save(&machine, output, generations, &options);
 	machine_destroy(&machine);
-	close(fd);
 	return err ? 1 : 0;
 }

@@ -33,6 +33,22 @@ void reaper_unmap(struct machine *m, struct vcpu *vcpu)
 	vcpu->ring = NULL;
 }
 
+int reaper_note(struct machine *m)
+{
+	m->noted = calloc(m->config.ram / GUEST_PAGE / 64 + 1, 8);
+	return m->noted ? 0 : -1;
+}
+
+/* Slots are those of machine.c; both halves are of the same size. */
+static void note(struct machine *m, const struct kvm_dirty_gfn *entry)
+{
+	bool high = ((entry->slot & 0xffff) != 0) != m->swapped;
+	uint64_t page = entry->offset + (high ? m->config.ram / 2 / GUEST_PAGE : 0);
+
+	if (page < m->config.ram / GUEST_PAGE)
+		m->noted[page / 64] |= 1ULL << page % 64;
+}
+
 void reaper_reap(struct machine *m)
 {
 	int found = 0, reset = 0;
@@ -47,6 +63,8 @@ void reaper_reap(struct machine *m)
 
 			if (!(__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
 				break;
+			if (m->noted)
+				note(m, entry);
 			__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
 		}
 	}

@@ -12,4 +12,7 @@ void reaper_unmap(struct machine *m, struct vcpu *vcpu);
 /* Empty all rings.  From any thread. */
 void reaper_reap(struct machine *m);
 
+/* Have it set a bit for each page that it reaps.  -1 without memory. */
+int reaper_note(struct machine *m);
+
 #endif

@@ -5,9 +5,18 @@ libexec=/usr/lib/kvmsnap-tests
 work=${KVMSNAP_WORK:-/tmp/kvmsnap}
 mkdir -p "$work"
 
+# Guests run the kernel that the machine runs, but for the debug kernel, in which they would take for
+# ever: these run the packaged one.
+guest_release() {
+	case $(uname -r) in
+	*-kvmsnap-debug) (cd /lib/modules && ls -d 6.12.*-amd64) ;;
+	*) uname -r ;;
+	esac
+}
+
 guest_kernel() {
-	local k=/lib/modules/$(uname -r)/vmlinuz
-	[ -e "$k" ] || k=/boot/vmlinuz-$(uname -r)
+	local k=/lib/modules/$(guest_release)/vmlinuz
+	[ -e "$k" ] || k=/boot/vmlinuz-$(guest_release)
 	echo "$k"
 }
 
@@ -19,7 +28,7 @@ guest_initrd() {
 	if [ ! -e "$dir.cpio" ]; then
 		mkdir -p "$dir/modules"
 		for name; do
-			modprobe --show-depends "$name"
+			modprobe --show-depends --set-version "$(guest_release)" "$name"
 		done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r path; do
 			n=$((n + 1))
 			case $path in
@@ -40,7 +49,8 @@ qemu_start() {
 	local name=$1
 	shift
 	rm -f "$work/$name".{qmp,qmp2,console,pid,log}
-	"${QEMU:-qemu-system-x86_64}" -accel "kvm${GUEST_RING:+,dirty-ring-size=$GUEST_RING}" -cpu host -display none \
+	# shellcheck disable=SC2086
+	${QEMU:-qemu-system-x86_64} -accel "kvm${GUEST_RING:+,dirty-ring-size=$GUEST_RING}" -cpu host -display none \
 		-serial "file:$work/$name.console" -monitor none -parallel none -nic none \
 		-qmp "unix:$work/$name.qmp,server=on,wait=off" \
 		-qmp "unix:$work/$name.qmp2,server=on,wait=off" \
@@ -77,7 +87,7 @@ wait_for() {
 		sleep 0.1
 	done
 	echo "guest $1 did not print '$2':" >&2
-	tail -5 "$work/$1.console" "$work/$1.log" >&2
+	tail -n 5 "$work/$1.console" "$work/$1.log" >&2
 	return 1
 }
 
@@ -108,6 +118,12 @@ guest_goes_on() {
 		echo "guest $1 found bad pages: $(grep -m1 'bad [1-9]' "$work/$1.console")" >&2
 		return 1
 	fi
+}
+
+# No process of kvmsnap's follows a VM any more.
+keepers_end() {
+	pkill -x kvmsnap-keep || true
+	while pgrep -x 'kvmsnap-keep|kvmsnap-guard' >/dev/null; do sleep 0.1; done
 }
 
 guest_kill() {

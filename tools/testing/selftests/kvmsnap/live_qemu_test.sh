@@ -24,13 +24,13 @@ looks=some
 
 # live_trip "KERNEL ARGS" MIDDLE ARG...: MIDDLE is called while the save runs.
 live_trip() {
-	local args=$1 middle=$2 writes reads flavour saver
+	local args=$1 middle=$2 writes reads modes flavour saver
 	shift 2
 	guest_kill a
 	rm -f "$dir/snap" "$dir/ram."*
 	guest_start a "$args" "$@"
 	guest_goes_on a
-	writes=$(guest_count a writes) reads=$(guest_count a reads)
+	writes=$(guest_count a writes) reads=$(guest_count a reads) modes=$(guest_count a modes)
 	# shellcheck disable=SC2086
 	kvmsnap save $live --qmp "$work/a.qmp" --output "$dir/snap" --stay-stopped --json >"$work/report" &
 	saver=$!
@@ -44,13 +44,17 @@ live_trip() {
 	# What it wrote meanwhile, by the module's count: the console may be behind.
 	[ "$writes" -gt 0 ]
 	[ "$(jq '(.changed_bytes_per_second > 100000 or .live_passes == 1) and .paused_written_bytes + .staged_bytes > 0' "$work/report")" = true ]
-	[ "$(jq -r .tracking "$work/report")" = "${tracking:-$([ -n "$GUEST_RING" ] && echo ring || echo compare)}" ]
+	case ${tracking:-} in
+	"") jq -e ".tracking == \"$([ -n "$GUEST_RING" ] && echo ring || echo compare)\"" "$work/report" ;;
+	*) jq -e ".tracking | test(\"$tracking\")" "$work/report" ;;
+	esac
 	case $looks in
 	some) [ "$(jq '.soft_dirty and .paused_compared_bytes < .ram_bytes * 0.75' "$work/report")" = true ] ;;
 	all) [ "$(jq '.paused_compared_bytes > .ram_bytes * 0.9' "$work/report")" = true ] ;;
 	esac
 	not_logging a
-	case $args in *disk=1*) [ "$(guest_count a reads)" -gt "$reads" ] ;; esac
+	case $args in *disk=1* | *net=1*) [ "$(guest_count a reads)" -gt "$((reads + 10))" ] ;; esac
+	case $args in *video=1*) [ "$(guest_count a modes)" -gt "$((modes + 10))" ] ;; esac
 	same_ram a "$dir/snap"
 	kvmsnap verify "$dir/snap"
 	guest_kill a
@@ -127,13 +131,63 @@ with_memfd() {
 		-object memory-backend-memfd,id=m0,size=${mem}M,share=on -m ${mem}M "$@"
 }
 
+# with_net on|off: packets come in, by vhost-net in the kernel or by QEMU.
+with_net() {
+	local GUEST_MODULES="virtio_pci virtio_net" sender status=0
+	modprobe tun
+	modprobe vhost_net
+	ip tuntap add kvmsnap0 mode tap
+	ip addr add 10.217.0.1/24 dev kvmsnap0
+	ip link set kvmsnap0 up
+	while sleep 0.01; do
+		head -c 64000 /dev/urandom | socat -u -b 1400 - UDP4-DATAGRAM:10.217.0.255:9,broadcast || true
+	done 2>/dev/null &
+	sender=$!
+	live_trip "$work_args net=1" nothing -m ${mem}M -device virtio-net-pci,netdev=n0,romfile= \
+		-netdev tap,id=n0,ifname=kvmsnap0,script=no,downscript=no,vhost="$1" || status=$?
+	kill $sender
+	guest_kill a
+	guest_kill b
+	ip link del kvmsnap0
+	return $status
+}
+
+with_video() {
+	# The memslots change all the time: everything is compared.  Slow enough for many changes.
+	local looks=any live="$live --bandwidth 20M"
+	live_trip "$work_args video=1" nothing -machine pc -m ${mem}M
+}
+
+# A vCPU, with a ring of its own, that the guest gets while it is saved.
+cpu="host-x86_64-cpu,id=cpu1,socket-id=1,core-id=0,thread-id=0"
+plug_cpu() {
+	sleep 0.5
+	qmp "$1" '{"execute":"device_add","arguments":{"driver":"host-x86_64-cpu","id":"cpu1","socket-id":1,"core-id":0,"thread-id":0}}' |
+		tee "$work/plug"
+	cat "$work/plug"
+	grep -q '"return"' "$work/plug"
+	wait_for "$1" ' cpus 2' 30
+	[ "$(guest_status "$1")" = running ]
+}
+plug_cpu_restored() {
+	echo "-device $cpu"
+}
+
+with_plugged_cpu() {
+	# Slow enough for the guest to see it meanwhile.
+	local looks=any live="$live --bandwidth 10M"
+	live_trip "$work_args online=1" plug_cpu -machine pc -smp 1,sockets=2,maxcpus=2 -m ${mem}M
+}
+
 without_ring() {
 	local GUEST_RING="" looks=all
 	"$@"
 }
 
+# QEMU does not log a DIMM that is plugged in while it logs (pc_dimm_plug() makes it migratable
+# last): then it takes comparing.
 with_plugged_memory() {
-	local looks=any
+	local looks=any tracking="ring|compare"
 	live_trip "$work_args" plug_memory -m ${mem}M,slots=2,maxmem=512M
 }
 
@@ -230,6 +284,75 @@ signalled() {
 	kill -"$1" $saver
 	! wait $saver
 	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+}
+
+# Break the QMP connection of a process, as if QEMU had closed it.
+lose_qmp() {
+	perl -MSocket -e 'my $pid = shift() + 0;
+		my $pidfd = syscall(434, $pid, 0);	# pidfd_open, pidfd_getfd
+		for (glob "/proc/$pid/fd/*") {
+			next unless readlink($_) =~ /^socket:/ && m{(\d+)$};
+			my $fd = syscall(438, $pidfd, $1 + 0, 0);
+			die "pidfd_getfd: $!" if $fd < 0;
+			open(my $socket, "+<&=", $fd) or die "open: $!";
+			shutdown($socket, 2);
+		}' "$1"
+}
+
+qmp_lost() {
+	local saver
+	begin_save "$dir/snap"
+	lose_qmp $saver
+	! wait $saver || return 1
+	cat "$work/error"
+	grep -q 'QMP: ' "$work/error"
+	for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+}
+
+# The guest is stopped, and nobody but the guardian is there to have it go on.
+qmp_lost_stopped() {
+	local saver i
+	modprobe dm-delay
+	dm_load "0 $(blockdev --getsz "$(disk 1)") delay $(disk 1) 0 0 $(disk 1) 0 300"
+	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
+	saver=$!
+	for i in $(seq 100); do [ "$(guest_status a)" != paused ] || break; done
+	lose_qmp $saver
+	! wait $saver || return 1
+	dm_load "0 $(blockdev --getsz "$(disk 1)") linear $(disk 1) 0"
+	cat "$work/error"
+	grep -q 'QMP: ' "$work/error"
+	for i in $(seq 50); do [ "$(guest_status a)" != running ] || break; sleep 0.1; done
+}
+
+# kill -9 at moments by chance, from before the first pass to after the last: a file is there whole,
+# or not at all.
+killed_anywhere() {
+	local saver i began took left
+	RANDOM=$1
+	began=$(date +%s%N)
+	kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" --output "$dir/snap" --quiet
+	took=$((($(date +%s%N) - began) / 1000))
+	for i in $(seq 8); do
+		rm -f "$dir/snap"
+		kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" \
+			--output "$dir/snap" --quiet 2>/dev/null &
+		saver=$!
+		left=$((RANDOM * took / 32768))
+		sleep "$((left / 1000000)).$(printf %06d $((left % 1000000)))"
+		kill -9 $saver || true
+		wait $saver || true
+		for _ in $(seq 100); do
+			[ -e "$dir/snap.partial" ] || [ "$(guest_status a)" != running ] || break
+			sleep 0.1
+		done
+		echo "killed after $left of $took us; $([ -e "$dir/snap" ] && echo a file || echo none)"
+		[ ! -e "$dir/snap.partial" ]
+		[ ! -e "$dir/snap" ] || kvmsnap verify "$dir/snap"
+		[ "$(guest_status a)" = running ]
+		not_logging a
+	done
+	rm -f "$dir/snap"
 }
 
 disk_fails() {
@@ -352,11 +475,15 @@ tap_case "writers, q35, 3 vCPUs" live_trip "$work_args" nothing -machine q35 -sm
 tap_case "disk reads, buffered" with_disk cache=writeback,aio=threads
 tap_case "disk reads, direct, io_uring" with_disk cache=none,aio=io_uring
 tap_case "disk reads, direct, no dirty ring" without_ring with_disk cache=none,aio=native
+tap_case "packets" with_net off
+tap_case "packets, vhost-net" with_net on
 tap_case "ballooning" with_balloon
 tap_case "KSM" with_ksm
 tap_case "memfd, shared" with_memfd
 tap_case "hugetlbfs, 2 MiB" with_hugetlb
+tap_case "video modes" with_video
 tap_case "memory plugged in the middle" with_plugged_memory
+tap_case "a vCPU plugged in the middle" with_plugged_cpu
 tap_case "staged" staged
 tap_case "logging switched off in the middle" with_logging_lost
 tap_case "a limit of the bandwidth" with_bandwidth
@@ -368,8 +495,11 @@ tap_case "the helper killed in the middle" failing signalled KILL
 tap_case "the disk full" failing disk_full
 tap_case "the disk fails" failing disk_fails
 tap_case "QEMU killed in the middle" qemu_killed
+tap_case "QMP lost in the middle" failing qmp_lost
+tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 # The seed of the first, to repeat it, and how many.
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
+tap_case "the helper killed anywhere, seed $seed" failing killed_anywhere "$seed"
 for i in $(seq "${KVMSNAP_QEMU_ROUNDS:-3}"); do
 	tap_case "random_rounds, seed $seed" random_trip "$seed"
 	seed=$(((seed + 1) % 32768))

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ramcmp PID FILE [BYTES] <ramblocks: does a mapped-ram file hold the RAM of a stopped QEMU?
+ * ramcmp PID FILE[,offset=N] [BYTES] <ramblocks: does a mapped-ram file hold the RAM of a stopped QEMU?
  *
+ * N is where the stream begins, if others precede it: then a block may be listed several times.
  * Standard input is the text of QEMU's `info ramblock`.  RAM is read from /proc/PID/mem.
- * This shares no code with the helper: it is the judge of it.  A page whose bit is clear
- * must be all zeros in the guest.
+ * This shares no code with the helper: it is the judge of it.  A page that is not listed must be all
+ * zeros in the guest.
  *
  * BYTES is for a guest that was restored and not yet run: KVM writes the wall clock, 12 bytes
  * of one page, when QEMU sets the MSR that holds its address (arch/x86/kvm/x86.c,
@@ -67,21 +68,67 @@ static void skip_counted(void)
 	at += take8();
 }
 
-/* A line of `info ramblock` for that name: its size and address. */
-static int find(const char *text, const char *name, uint64_t *used, uint64_t *hva)
+/* A block of the guest, and where the file has its pages: offset + 1, or 0 for zeros. */
+struct block {
+	char name[256];
+	uint64_t used, hva, *where;
+};
+
+static struct block block[256];
+static size_t nr;
+
+/* Lines of `info ramblock`; what has no name is not migrated. */
+static void read_blocks(void)
 {
-	const char *line = text;
-	char word[256], unit[8];
+	char line[1024], unit[8];
 	uint64_t size, offset, total;
 
-	while (line && *line) {
+	while (fgets(line, sizeof(line), stdin)) {
+		struct block *b = &block[nr];
+
+		if (nr == 256)
+			die("too many blocks");
 		if (sscanf(line, "%255s %" SCNu64 " %7s %" SCNx64 " %" SCNx64 " %" SCNx64 " %" SCNx64,
-			   word, &size, unit, &offset, used, &total, hva) == 7 && !strcmp(word, name))
-			return 1;
-		line = strchr(line, '\n');
-		line = line ? line + 1 : NULL;
+			   b->name, &size, unit, &offset, &b->used, &total, &b->hva) != 7 || !b->used)
+			continue;
+		b->where = calloc(b->used / 4096, sizeof(*b->where));
+		if (!b->where)
+			die("out of memory");
+		nr++;
 	}
-	return 0;
+}
+
+static struct block *find(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < nr; i++)
+		if (!strcmp(block[i].name, name))
+			return &block[i];
+	die("a block of the file is not in the guest");
+	return NULL;
+}
+
+/* A listing of pages of a block: no page is to be listed twice, or behind the block's end. */
+static void note_pages(struct block *b, uint64_t length, uint64_t bitmap_at, uint64_t pages_at, int whole)
+{
+	uint64_t bytes = length / 32768 + !!(length % 32768), page;
+	uint8_t *bitmap = calloc(1, bytes);
+
+	if (whole && b->used != length)
+		die("a block of another size");
+	if (!bitmap || pread(file, bitmap, bytes, (off_t)bitmap_at) != (ssize_t)bytes)
+		die("no bitmap");
+	for (page = 0; page < bytes * 8; page++) {
+		if (!(bitmap[page / 8] >> (page % 8) & 1))
+			continue;
+		if (page >= b->used / 4096)
+			die("a page behind its block's end");
+		if (b->where[page])
+			die("a page that is listed twice");
+		b->where[page] = pages_at + page * 4096 + 1;
+	}
+	free(bitmap);
 }
 
 static uint64_t different, allowed, excused;
@@ -97,55 +144,57 @@ static int within_allowed(const uint8_t *a, const uint8_t *b)
 	return last - first < allowed && !excused;
 }
 
-static void compare(const char *name, uint64_t length, uint64_t hva, const uint8_t *bitmap,
-		    uint64_t pages)
+static void compare(const struct block *b)
 {
-	static uint8_t ram[CHUNK], disk[CHUNK], zero[4096];
+	static uint8_t ram[CHUNK], disk[4096];
 	uint64_t done, page;
 
-	for (done = 0; done < length; done += CHUNK) {
-		size_t n = length - done < CHUNK ? (size_t)(length - done) : CHUNK, i;
+	for (done = 0; done < b->used; done += CHUNK) {
+		size_t n = b->used - done < CHUNK ? (size_t)(b->used - done) : CHUNK, i;
 
-		if (pread(mem, ram, n, (off_t)(hva + done)) != (ssize_t)n)
+		if (pread(mem, ram, n, (off_t)(b->hva + done)) != (ssize_t)n)
 			die("can't read the guest's memory");
-		if (pread(file, disk, n, (off_t)(pages + done)) != (ssize_t)n)
-			die("the file ends in its pages");
 		for (i = 0; i < n; i += 4096) {
-			int in_file;
-
 			page = (done + i) / 4096;
-			in_file = bitmap[page / 8] >> (page % 8) & 1;
-			if (!memcmp(ram + i, in_file ? disk + i : zero, 4096))
+			memset(disk, 0, 4096);
+			if (b->where[page] && pread(file, disk, 4096, (off_t)(b->where[page] - 1)) != 4096)
+				die("the file ends in its pages");
+			if (!memcmp(ram + i, disk, 4096))
 				continue;
-			if (within_allowed(ram + i, in_file ? disk + i : zero)) {
+			if (within_allowed(ram + i, disk)) {
 				excused++;
 				continue;
 			}
 			if (different++ < 5)
-				printf("%s: page %" PRIu64 " differs (%s)\n", name, page,
-				       in_file ? "in the file" : "not in the file");
+				printf("%s: page %" PRIu64 " differs (%s)\n", b->name, page,
+				       b->where[page] ? "in the file" : "not in the file");
 		}
 	}
 }
 
 int main(int argc, char **argv)
 {
-	static char text[1 << 20];
-	uint64_t total, pages = 0, blocks = 0;
-	char path[64];
-	size_t len;
+	uint64_t total, pages = 0, start = 0;
+	char path[4096], *comma;
+	size_t i;
 
 	if (argc != 3 && argc != 4)
-		die("usage: ramcmp PID FILE [BYTES] <ramblocks");
+		die("usage: ramcmp PID FILE[,offset=N] [BYTES] <ramblocks");
 	allowed = argc == 4 ? strtoull(argv[3], NULL, 10) : 0;
-	len = fread(text, 1, sizeof(text) - 1, stdin);
-	text[len] = 0;
-	file = open(argv[2], O_RDONLY);
+	read_blocks();
+	snprintf(path, sizeof(path), "%s", argv[2]);
+	comma = strstr(path, ",offset=");
+	if (comma) {
+		start = strtoull(comma + 8, NULL, 10);
+		*comma = 0;
+	}
+	file = open(path, O_RDONLY);
 	snprintf(path, sizeof(path), "/proc/%s/mem", argv[1]);
 	mem = open(path, O_RDONLY);
 	if (file < 0 || mem < 0)
 		die("can't open the file or the process's memory");
 
+	at = (off_t)start;
 	if (take32() != 0x5145564d || take32() != 3)
 		die("not a migration stream");
 	if (take8() != 7)
@@ -168,8 +217,8 @@ int main(int argc, char **argv)
 		die("no list of blocks");
 	total &= ~4095ULL;
 	while (total) {
-		uint64_t length, bitmap_at, pages_at, used, hva;
-		uint8_t name_len = take8(), *bitmap;
+		uint64_t length, bitmap_at, pages_at;
+		uint8_t name_len = take8();
 		char name[256];
 
 		take(name, name_len);
@@ -179,21 +228,17 @@ int main(int argc, char **argv)
 			die("unknown block header");
 		bitmap_at = take64();
 		pages_at = take64();
-		if (!find(text, name, &used, &hva))
-			die("a block of the file is not in the guest");
-		if (used != length)
-			die("a block of another size");
-		bitmap = calloc(1, length / 32768 + 8);
-		if (pread(file, bitmap, length / 32768 + !!(length % 32768), (off_t)bitmap_at) < 0)
-			die("no bitmap");
-		compare(name, length, hva, bitmap, pages_at);
-		free(bitmap);
+		note_pages(find(name), length, bitmap_at, pages_at, !start);
 		at = (off_t)(pages_at + length);
+		if (length > total)
+			die("blocks that don't add up");
 		total -= length;
-		pages += length / 4096;
-		blocks++;
 	}
-	printf("ramcmp: %" PRIu64 " blocks, %" PRIu64 " pages, %" PRIu64 " differ, %" PRIu64
-	       " in the wall clock alone\n", blocks, pages, different, excused);
+	for (i = 0; i < nr; i++) {
+		compare(&block[i]);
+		pages += block[i].used / 4096;
+	}
+	printf("ramcmp: %zu blocks, %" PRIu64 " pages, %" PRIu64 " differ, %" PRIu64
+	       " in the wall clock alone\n", nr, pages, different, excused);
 	return different != 0;
 }

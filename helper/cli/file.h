@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef FILE_H
+#define FILE_H
+
+#include "../snapfile/chain.h"
+
+/* Open @path and read its generations: the descriptor, or a negative errno. */
+int file_load(struct chain *chain, const char *path, struct error *err);
+
+#endif

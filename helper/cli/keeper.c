@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "keeper.h"
+#include "cli.h"
+#include "options.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define FOLDER	"/run/kvmsnap"
+#define BACKLOG	4
+
+/* What a client sends, with its standard output and standard error. */
+struct request {
+	struct save_options opt;	/* whose pointers mean nothing */
+	bool last;
+	char output[4096], device[256];
+};
+
+struct reply {
+	pid_t pid;			/* of the keeper */
+	int status;			/* to exit with; -1 at first: it has begun */
+};
+
+struct keeper {
+	struct save_options opt;	/* of the request that is being served */
+	const char *qmp;
+	struct saver saver;
+	bool open;			/* @saver is */
+	char output[4096], device[256];
+	char why[128];			/* a saver was given up */
+};
+
+/* The keeper of a QMP socket: where it listens. */
+static int keeper_address(const char *qmp, struct sockaddr_un *addr, struct error *err)
+{
+	struct stat st;
+
+	if (stat(qmp, &st) < 0)
+		return error_set(err, errno, "QMP socket %s: %s; start QEMU with -qmp unix:%s,server=on,wait=off",
+				 qmp, strerror(errno), qmp);
+	*addr = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	snprintf(addr->sun_path, sizeof(addr->sun_path), FOLDER "/%lx-%lx",
+		 (unsigned long)st.st_dev, (unsigned long)st.st_ino);
+	if ((mkdir(FOLDER, 0700) < 0 && errno != EEXIST) || lstat(FOLDER, &st) < 0)
+		return error_set(err, errno, FOLDER ": %s; run as root", strerror(errno));
+	if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077)
+		return error_set(err, EPERM, FOLDER " is not a folder of this user's alone");
+	return 0;
+}
+
+/* Take what the request says; its descriptors become our outputs. */
+static int receive(int client, struct request *request)
+{
+	union {
+		char buf[CMSG_SPACE(2 * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = request, .iov_len = sizeof(*request) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *cmsg;
+	int fds[2], ret = 0;
+
+	if (recvmsg(client, &msg, MSG_WAITALL | MSG_CMSG_CLOEXEC) != sizeof(*request))
+		return -EPROTO;
+	cmsg = CMSG_FIRSTHDR(&msg);
+	if (!cmsg || cmsg->cmsg_type != SCM_RIGHTS || cmsg->cmsg_len != CMSG_LEN(sizeof(fds)))
+		return -EPROTO;
+	memcpy(fds, CMSG_DATA(cmsg), sizeof(fds));
+	if (dup2(fds[0], STDOUT_FILENO) < 0 || dup2(fds[1], STDERR_FILENO) < 0)
+		ret = -errno;
+	close(fds[0]);
+	close(fds[1]);
+	request->output[sizeof(request->output) - 1] = 0;
+	request->device[sizeof(request->device) - 1] = 0;
+	return ret;
+}
+
+static int send_request(int server, const struct request *request)
+{
+	union {
+		char buf[CMSG_SPACE(2 * sizeof(int))];
+		struct cmsghdr align;
+	} control = { { 0 } };
+	struct iovec iov = { .iov_base = (void *)request, .iov_len = sizeof(*request) };
+	struct msghdr msg = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+	int fds[2] = { STDOUT_FILENO, STDERR_FILENO };
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(cmsg), fds, sizeof(fds));
+	return sendmsg(server, &msg, MSG_NOSIGNAL) == sizeof(*request) ? 0 : -EPIPE;
+}
+
+/* Serve a client.  True to go on. */
+static bool serve(struct keeper *keeper, int client)
+{
+	const volatile sig_atomic_t *interrupted = catch_signals();
+	struct error err = { "" };
+	struct request request;
+	struct reply reply = { getpid(), -1 };
+	int ret = receive(client, &request);
+
+	if (ret || write(client, &reply, sizeof(reply)) < 0)
+		return true;
+	take_signal();
+	keeper->opt = request.opt;
+	keeper->opt.qmp = keeper->qmp;
+	memcpy(keeper->output, request.output, sizeof(keeper->output));
+	memcpy(keeper->device, request.device, sizeof(keeper->device));
+	keeper->opt.device = keeper->device[0] ? keeper->device : NULL;
+	if (keeper->open && keeper->saver.qemu.qmp.lost) {
+		/* Another QEMU, or another life of it. */
+		saver_close(&keeper->saver);
+		keeper->open = false;
+	}
+	if (!keeper->open) {
+		ret = saver_open(&keeper->saver, &keeper->opt, interrupted, &err);
+		keeper->open = !ret;
+		if (ret)
+			saver_close(&keeper->saver);
+	}
+	if (!ret)
+		ret = saver_round(&keeper->saver, keeper->output, -1, &err);
+	if (!ret)
+		saver_report(&keeper->saver);
+	else
+		complain(&err);
+	reply.status = !ret ? 0 : take_signal() ? EXIT_INTERRUPTED : 1;
+	fflush(stdout);
+	/* The client may have gone; the save counts all the same. */
+	send(client, &reply, sizeof(reply), MSG_NOSIGNAL);
+	dup2(STDIN_FILENO, STDOUT_FILENO);
+	dup2(STDIN_FILENO, STDERR_FILENO);
+	return keeper->open && !request.last;
+}
+
+/* Wait for clients, as long as there is a QEMU. */
+static void keep(const char *qmp, int listener)
+{
+	static struct keeper keeper;
+	const volatile sig_atomic_t *interrupted = catch_signals();
+	bool on = true;
+
+	keeper.qmp = qmp;
+	while (on && !*interrupted) {
+		struct pollfd fds[2] = {
+			{ .fd = listener, .events = POLLIN },
+			{ .fd = keeper.open ? keeper.saver.qemu.qmp.fd : -1, .events = POLLIN },
+		};
+
+		if (poll(fds, 2, -1) < 0)
+			continue;
+		if (fds[1].revents) {
+			qemu_drain(&keeper.saver.qemu);
+			on = !keeper.saver.qemu.qmp.lost;
+		}
+		if (on && fds[0].revents) {
+			int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+			if (client >= 0)
+				on = serve(&keeper, client);
+			close(client);
+		}
+	}
+	if (keeper.open)
+		saver_close(&keeper.saver);
+}
+
+/* Start the keeper: a process that nobody waits for.  The listening socket is there afterwards. */
+static int start(const char *qmp, const struct sockaddr_un *addr, struct error *err)
+{
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), null, status = 0;
+	pid_t pid;
+
+	if (listener < 0)
+		return error_set(err, errno, "socket: %s", strerror(errno));
+	/* One that nobody listens at is of a keeper that was killed. */
+	unlink(addr->sun_path);
+	if (bind(listener, (const struct sockaddr *)addr, sizeof(*addr)) < 0 ||
+	    listen(listener, BACKLOG) < 0) {
+		close(listener);
+		return error_set(err, errno, "%s: %s", addr->sun_path, strerror(errno));
+	}
+	fflush(stdout);
+	pid = fork();
+	if (pid == 0) {
+		pid = fork();
+		if (pid)
+			_exit(pid < 0);
+		setsid();
+		if (chdir("/") < 0)
+			_exit(1);
+		null = open("/dev/null", O_RDWR);
+		if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
+		    dup2(null, STDERR_FILENO) < 0)
+			_exit(1);
+		if (null > STDERR_FILENO)
+			close(null);
+		prctl(PR_SET_NAME, "kvmsnap-keep");
+		keep(qmp, listener);
+		unlink(addr->sun_path);
+		_exit(0);
+	}
+	close(listener);
+	if (pid < 0 || waitpid(pid, &status, 0) < 0 || status)
+		return error_set(err, EAGAIN, "starting the keeper process: %s", strerror(EAGAIN));
+	return 0;
+}
+
+static int connect_to(const struct sockaddr_un *addr)
+{
+	int server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (server >= 0 && connect(server, (const struct sockaddr *)addr, sizeof(*addr)) < 0) {
+		int ret = -errno;
+
+		close(server);
+		return ret;
+	}
+	return server < 0 ? -errno : server;
+}
+
+int keeper_save(const struct save_options *opt, const char *output, bool last)
+{
+	static struct request request;
+	struct sockaddr_un addr;
+	struct error err = { "" };
+	struct reply reply = { 0, -1 };
+	int server, ret = keeper_address(opt->qmp, &addr, &err);
+	const volatile sig_atomic_t *interrupted;
+	char *qmp = realpath(opt->qmp, NULL), cwd[4096] = "";
+	ssize_t n;
+
+	/* The keeper is elsewhere. */
+	if (output[0] != '/' && !getcwd(cwd, sizeof(cwd)))
+		cwd[0] = 0;
+	if (!ret && (!qmp || strlen(cwd) + 1 + strlen(output) >= sizeof(request.output) ||
+		     (opt->device && strlen(opt->device) >= sizeof(request.device))))
+		ret = error_set(&err, ENAMETOOLONG, "%s: %s", output, strerror(ENAMETOOLONG));
+	server = ret ? ret : connect_to(&addr);
+	if (server == -ECONNREFUSED || server == -ENOENT) {
+		ret = start(qmp, &addr, &err);
+		server = ret ? ret : connect_to(&addr);
+	}
+	if (server < 0) {
+		if (!ret)
+			error_set(&err, -server, "%s: %s", addr.sun_path, strerror(-server));
+		complain(&err);
+		free(qmp);
+		return 1;
+	}
+	free(qmp);
+	request.opt = *opt;
+	request.last = last;
+	snprintf(request.output, sizeof(request.output), "%s%s%s", cwd, cwd[0] ? "/" : "", output);
+	strcpy(request.device, opt->device ? opt->device : "");
+	interrupted = catch_signals();
+	ret = send_request(server, &request);
+	while (!ret && reply.status < 0) {
+		n = read(server, &reply, sizeof(reply));
+		if (n == sizeof(reply))
+			continue;
+		if (n < 0 && errno == EINTR) {
+			/* Its save is to be interrupted, not its life: it takes the signal for ours. */
+			if (*interrupted && reply.pid)
+				kill(reply.pid, SIGINT);
+			continue;
+		}
+		ret = -EPIPE;
+	}
+	close(server);
+	if (ret) {
+		error_set(&err, EPIPE, "the process that follows the VM has ended; save again");
+		complain(&err);
+	}
+	return reply.status < 0 ? 1 : reply.status;
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0
+#include "chain.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define MAX_GENERATIONS	65536u
+
+static uint64_t round_up(uint64_t value, uint64_t unit)
+{
+	return (value + unit - 1) / unit * unit;
+}
+
+static const struct record_block *find_block(const struct record *record, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < record->nr_blocks; i++)
+		if (!strcmp(record->blocks[i].name, name))
+			return &record->blocks[i];
+	return NULL;
+}
+
+/* The parts of an appended generation are as long as their blocks, whatever the stream says. */
+static int cut_parts(struct generation *generation, struct error *err)
+{
+	size_t i;
+	uint64_t page;
+
+	for (i = 0; i < generation->snap.nr_blocks; i++) {
+		struct snap_block *part = &generation->snap.blocks[i];
+		const struct record_block *block = find_block(&generation->record, part->name);
+
+		if (!block || block->length > part->length)
+			return error_set(err, EBADMSG, "generation %llu: RAM block %s is not that of its record",
+					 (unsigned long long)generation->record.generation, part->name);
+		for (page = block->length / SNAP_PAGE; page < part->length / SNAP_PAGE; page++) {
+			if (page % 8 == 0 && !part->bitmap[page / 8])
+				page += 7;
+			else if (part->bitmap[page / 8] >> page % 8 & 1)
+				return error_set(err, EBADMSG, "generation %llu: RAM block %s has pages behind its end",
+						 (unsigned long long)generation->record.generation,
+						 part->name);
+		}
+		part->stretched = part->length;
+		part->length = block->length;
+	}
+	return 0;
+}
+
+/* A file that nobody wrote a record for. */
+static int make_record(struct generation *generation)
+{
+	const struct snapfile *snap = &generation->snap;
+	size_t i;
+	int ret = 0;
+
+	generation->record = (struct record){ .end = round_up(snap->size, SNAP_ALIGN) };
+	for (i = 0; i < snap->nr_blocks && !ret; i++)
+		ret = record_add_block(&generation->record, snap->blocks[i].name,
+				       snap->blocks[i].length, snap->blocks[i].pages_offset);
+	return ret;
+}
+
+static int load_first(struct generation *generation, int fd, struct error *err)
+{
+	struct error ignored;
+	int ret = snap_parse(&generation->snap, fd, 0, err);
+
+	if (ret)
+		return ret;
+	ret = record_read(&generation->record, fd, round_up(generation->snap.size, SNAP_PAGE), &ignored);
+	/* A record that makes no sense is as good as none: the stream stands for itself. */
+	if (ret || generation->record.base || generation->record.stream) {
+		record_free(&generation->record);
+		ret = make_record(generation);
+	}
+	return ret ? error_set(err, -ret, "out of memory") : 0;
+}
+
+/* 1 when there is none at @base any more. */
+static int load_next(struct generation *generation, int fd, uint64_t base, uint64_t size,
+		     struct error *err)
+{
+	struct record *record = &generation->record;
+	struct error torn;
+
+	if (record_read(record, fd, base, &torn) || record->base != base || record->end > size) {
+		record_free(record);
+		return 1;
+	}
+	/* It was committed: from here on what does not fit is damage. */
+	if (snap_parse(&generation->snap, fd, record->stream, err)) {
+		record_free(record);
+		return -EBADMSG;
+	}
+	return cut_parts(generation, err);
+}
+
+int chain_load(struct chain *chain, int fd, struct error *err)
+{
+	struct stat st;
+	int ret;
+
+	*chain = (struct chain){ 0 };
+	if (fstat(fd, &st) < 0)
+		return error_set(err, errno, "%s", strerror(errno));
+	for (;;) {
+		struct generation *more = realloc(chain->generation, (chain->nr + 1) * sizeof(*more));
+
+		if (!more) {
+			ret = error_set(err, ENOMEM, "out of memory");
+			break;
+		}
+		chain->generation = more;
+		more += chain->nr;
+		*more = (struct generation){ 0 };
+		ret = chain->nr ? load_next(more, fd, chain->end, (uint64_t)st.st_size, err) :
+				  load_first(more, fd, err);
+		if (ret > 0)
+			return 0;
+		chain->nr++;	/* to be freed, also when it is not whole */
+		if (ret)
+			break;
+		chain->end = more->record.end;
+		if (chain->nr == MAX_GENERATIONS)
+			return 0;
+	}
+	chain_free(chain);
+	return ret;
+}
+
+void chain_free(struct chain *chain)
+{
+	size_t i;
+
+	for (i = 0; i < chain->nr; i++) {
+		snap_free(&chain->generation[i].snap);
+		record_free(&chain->generation[i].record);
+	}
+	free(chain->generation);
+	*chain = (struct chain){ 0 };
+}
+
+struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *err)
+{
+	size_t i;
+
+	if (!nr)
+		return &chain->generation[chain->nr - 1];
+	for (i = 0; i < chain->nr; i++)
+		if (chain->generation[i].record.generation == nr)
+			return &chain->generation[i];
+	error_set(err, ENOENT, "there is no generation %llu; kvmsnap list shows those there are",
+		  (unsigned long long)nr);
+	return NULL;
+}
+
+static bool has_page(const struct snap_block *part, uint64_t page)
+{
+	return part->bitmap[page / 8] >> page % 8 & 1;
+}
+
+uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page)
+{
+	size_t i;
+
+	for (i = 0; i < generation->snap.nr_blocks; i++) {
+		const struct snap_block *part = &generation->snap.blocks[i];
+
+		if (!strcmp(part->name, name) && page < part->length / SNAP_PAGE && has_page(part, page))
+			return part->pages_offset + page * SNAP_PAGE;
+	}
+	return 0;
+}
+
+static bool is_empty(const uint8_t *bitmap, size_t bytes)
+{
+	return !bytes || (!bitmap[0] && !memcmp(bitmap, bitmap + 1, bytes - 1));
+}
+
+/* Add a part, unless it has no page. */
+static int add_part(struct snapfile *parts, const struct snap_block *part, const uint8_t *without)
+{
+	size_t bytes = snap_bitmap_bytes(part->length), i;
+	uint8_t *bitmap = malloc(bytes);
+	struct snap_block *more;
+
+	if (!bitmap)
+		return -ENOMEM;
+	for (i = 0; i < bytes; i++)
+		bitmap[i] = part->bitmap[i] & (uint8_t)~(without ? without[i] : 0);
+	if (is_empty(bitmap, bytes)) {
+		free(bitmap);
+		return 0;
+	}
+	more = realloc(parts->blocks, (parts->nr_blocks + 1) * sizeof(*more));
+	if (!more) {
+		free(bitmap);
+		return -ENOMEM;
+	}
+	parts->blocks = more;
+	more[parts->nr_blocks] = *part;
+	more[parts->nr_blocks++].bitmap = bitmap;
+	return 0;
+}
+
+int chain_next(const struct chain *chain, const struct snapfile *snap, struct snapfile *parts,
+	       struct error *err)
+{
+	const struct snapfile *last = &chain->generation[chain->nr - 1].snap;
+	size_t i, j;
+	int ret = 0;
+
+	*parts = (struct snapfile){ 0 };
+	memcpy(parts->machine, snap->machine, sizeof(parts->machine));
+	for (i = 0; i < last->nr_blocks && !ret; i++) {
+		const struct snap_block *part = &last->blocks[i];
+
+		for (j = 0; j < snap->nr_blocks && strcmp(snap->blocks[j].name, part->name); j++)
+			;
+		if (j < snap->nr_blocks)
+			ret = add_part(parts, part, snap->blocks[j].bitmap);
+	}
+	for (j = 0; j < snap->nr_blocks && !ret; j++) {
+		struct snap_block part = snap->blocks[j];
+
+		part.pages_offset += chain->end;
+		ret = add_part(parts, &part, NULL);
+	}
+	if (!ret)
+		return 0;
+	snap_free(parts);
+	return error_set(err, -ret, "out of memory");
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The generations in a file.  An ordinary file has one.  Where a file system can't share blocks,
+ * others are appended, each an image of its own at a multiple of 1 MiB:
+ *
+ *	record (record.h)	written last: with it the generation exists
+ *	pages			those that were written for it, at the offsets that they have in
+ *				the first image; holes for the others
+ *	QEMU's stream		lists, of each block, the parts of all images that it consists of
+ *	bitmaps			of these parts; a page is in one of them at most
+ *
+ * QEMU's loader goes on behind the pages of each part it has read.  So a part is given the length
+ * up to the next part's entry in the list, and no pages there (snap_block.stretched).  To load one:
+ * -incoming file:FILE,offset=STREAM.
+ *
+ * Bytes of a generation that exists are never written again.  What lies behind the last is a torn
+ * tail of one that never came to exist.
+ */
+#ifndef CHAIN_H
+#define CHAIN_H
+
+#include "record.h"
+#include "snapfile.h"
+
+struct generation {
+	struct record record;
+	struct snapfile snap;		/* blocks: parts of blocks, with their own lengths */
+};
+
+struct chain {
+	struct generation *generation;
+	size_t nr;
+	uint64_t end;			/* behind the last: where the next image begins */
+};
+
+/* Read all generations of a file, of ours or of QEMU's. */
+int chain_load(struct chain *chain, int fd, struct error *err);
+void chain_free(struct chain *chain);
+
+/* Generation @nr, or the newest for 0.  NULL with @err set. */
+struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *err);
+
+/*
+ * What @generation has of a page of block @name: offset in the file, or 0 for zeros.
+ */
+uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page);
+
+/* The checksum of a page, never 0. */
+uint64_t snap_checksum(const uint8_t *page, const uint8_t key[RECORD_KEY]);
+
+/*
+ * Read every page that a generation has, with direct I/O through io_uring, and check it where there
+ * are checksums, on all CPUs; *checked is how many bytes that was.  @progress is told the bytes read so far.
+ * @path is @fd's, opened anew.
+ */
+int snap_read_pages(const struct generation *generation, int fd, const char *path,
+		    void (*progress)(uint64_t bytes, void *data), void *data, uint64_t *checked,
+		    struct error *err);
+
+/*
+ * Make the last generation's list of parts that of the next, whose image begins at chain->end:
+ * @snap has the next one's layout, as of a file of its own, and in its bitmaps what was written for
+ * it.  @parts is what snap_append() takes; to be freed.
+ */
+int chain_next(const struct chain *chain, const struct snapfile *snap, struct snapfile *parts,
+	       struct error *err);
+
+/*
+ * Write generations [@first, last] of @chain, the file behind @from, to the empty file @to: the first
+ * as an ordinary file, the others appended.  Nothing of it is durable or has a name then.
+ * @progress is told the bytes of pages copied so far, and ends it, with -EINTR, by not returning 0.
+ */
+int chain_copy(const struct chain *chain, int from, size_t first, size_t last, int to,
+	       int (*progress)(uint64_t bytes, void *data), void *data, struct error *err);
+
+/*
+ * Write to the empty file @to a stream of @generation, which is in the file @from, that loads all but
+ * the pages of the blocks for which @without says so: these are there already.
+ */
+int generation_stream(const struct generation *generation, int from,
+		      bool (*without)(const char *block, const void *data), const void *data, int to,
+		      struct error *err);
+
+#endif

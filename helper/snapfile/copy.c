@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Generations of one file copied to another: compaction, and one generation as a file of its own. */
+#include "chain.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct copy {
+	int from, to;
+	uint64_t done;
+	int (*progress)(uint64_t bytes, void *data);
+	void *data;
+	struct error *err;
+};
+
+/* Through our own memory, where the kernel does not copy: from a block device. */
+static ssize_t copy_piece(struct copy *copy, off64_t *in, off64_t *out, uint64_t len)
+{
+	static char buf[1 << 20];
+	ssize_t n = pread(copy->from, buf, len < sizeof(buf) ? (size_t)len : sizeof(buf), *in);
+
+	if (n <= 0)
+		return n;
+	errno = -snap_pwrite(copy->to, buf, (size_t)n, (uint64_t)*out);
+	*in += n;
+	*out += n;
+	return errno ? -1 : n;
+}
+
+/* By the kernel: file systems that can share the blocks. */
+static int copy_range(struct copy *copy, uint64_t from, uint64_t to, uint64_t len)
+{
+	off64_t in = (off64_t)from, out = (off64_t)to;
+
+	while (len) {
+		ssize_t n = copy_file_range(copy->from, &in, copy->to, &out, len, 0);
+
+		if (n < 0 && (errno == EINVAL || errno == EXDEV || errno == EOPNOTSUPP || errno == ENOSYS))
+			n = copy_piece(copy, &in, &out, len);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return error_set(copy->err, n ? errno : ENODATA, "copying pages at offset %llu: %s",
+					 (unsigned long long)in, strerror(n ? errno : ENODATA));
+		len -= (uint64_t)n;
+		copy->done += (uint64_t)n;
+		if (copy->progress && copy->progress(copy->done, copy->data))
+			return error_set(copy->err, EINTR, "interrupted");
+	}
+	return 0;
+}
+
+static bool has(const uint8_t *bitmap, uint64_t page)
+{
+	return bitmap[page / 8] >> page % 8 & 1;
+}
+
+/* The pages of a part, to where @to is in the copy; their bits are set there too. */
+static int copy_part(struct copy *copy, const struct snap_block *part, struct snap_block *to, uint64_t base)
+{
+	uint64_t page, first, pages = part->length / SNAP_PAGE;
+	int ret = 0;
+
+	for (page = 0; page < pages && !ret; page++) {
+		if (!part->bitmap[page / 8]) {
+			page |= 7;
+			continue;
+		}
+		for (first = page; page < pages && has(part->bitmap, page); page++)
+			to->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
+		if (page > first)
+			ret = copy_range(copy, part->pages_offset + first * SNAP_PAGE,
+					 base + to->pages_offset + first * SNAP_PAGE, (page - first) * SNAP_PAGE);
+	}
+	return ret;
+}
+
+static struct snap_block *find(struct snapfile *snap, const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < snap->nr_blocks; i++)
+		if (!strcmp(snap->blocks[i].name, name))
+			return &snap->blocks[i];
+	return NULL;
+}
+
+/* Device sections of a stream, as snap_write() takes them. */
+static int copy_devices(struct copy *copy, const struct snapfile *snap)
+{
+	size_t len = (size_t)(snap->devices_end - snap->devices_offset);
+	int fd = memfd_create("kvmsnap-devices", MFD_CLOEXEC);
+	char *buf = malloc(len);
+	int ret = fd < 0 ? -errno : !buf ? -ENOMEM : snap_pread(copy->from, buf, len, snap->devices_offset);
+
+	if (!ret)
+		ret = snap_pwrite(fd, buf, len, 0);
+	free(buf);
+	if (!ret)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return error_set(copy->err, -ret, "device state: %s", strerror(-ret));
+}
+
+/* A generation as an image of its own at @base: what of its parts lies from @oldest on in the file. */
+static int copy_pages(struct copy *copy, const struct generation *from, struct snapfile *to, uint64_t base,
+		      uint64_t oldest)
+{
+	size_t i;
+	int ret = 0;
+
+	*to = (struct snapfile){ 0 };
+	memcpy(to->machine, from->snap.machine, sizeof(to->machine));
+	for (i = 0; i < from->record.nr_blocks && !ret; i++)
+		ret = snap_add_block(to, from->record.blocks[i].name, from->record.blocks[i].length, copy->err);
+	if (ret)
+		return ret;
+	snap_layout(to);
+	/* Where it ends now, pages that are not written must read as zeros. */
+	if (ftruncate(copy->to, (off_t)(base + to->devices_offset)) < 0)
+		return error_set(copy->err, errno, "sizing the file: %s", strerror(errno));
+	for (i = 0; i < from->snap.nr_blocks && !ret; i++) {
+		const struct snap_block *part = &from->snap.blocks[i];
+		struct snap_block *block = find(to, part->name);
+
+		if (part->pages_offset >= oldest && block)
+			ret = copy_part(copy, part, block, base);
+	}
+	return ret;
+}
+
+static uint64_t round_up(uint64_t value, uint64_t unit)
+{
+	return (value + unit - 1) / unit * unit;
+}
+
+/* The record of a generation that has another place now. */
+static int move_record(struct copy *copy, const struct record *old, const struct snapfile *snap, uint64_t base,
+		       struct record *record)
+{
+	size_t i;
+	int ret = 0;
+
+	*record = (struct record){
+		.generation = old->generation, .time = old->time, .written = old->written, .base = base,
+	};
+	for (i = 0; i < snap->nr_blocks && !ret; i++)
+		ret = record_add_block(record, snap->blocks[i].name, snap->blocks[i].length,
+				       base + snap->blocks[i].pages_offset);
+	return ret ? error_set(copy->err, -ret, "out of memory") : 0;
+}
+
+static int copy_first(struct copy *copy, const struct generation *from)
+{
+	struct snapfile snap;
+	struct record record = { 0 };
+	uint64_t end;
+	int devices = -1, ret = copy_pages(copy, from, &snap, 0, 0);
+
+	if (!ret)
+		ret = devices = copy_devices(copy, &from->snap);
+	if (ret >= 0)
+		ret = snap_write(&snap, copy->to, devices, copy->err);
+	if (!ret)
+		ret = move_record(copy, &from->record, &snap, 0, &record);
+	/* A file of QEMU's stays one without. */
+	if (!ret && record.generation) {
+		uint64_t at = round_up(snap.size, SNAP_PAGE);
+
+		record.end = round_up(at + SNAP_ALIGN, SNAP_ALIGN);
+		ret = record_write(&record, copy->to, at, &end, copy->err);
+		if (!ret && (end > record.end || ftruncate(copy->to, (off_t)record.end) < 0))
+			ret = error_set(copy->err, EFBIG, "sizing the file: %s", strerror(EFBIG));
+	}
+	if (!ret)
+		ret = snap_seal(copy->to, copy->err);
+	if (devices >= 0)
+		close(devices);
+	record_free(&record);
+	snap_free(&snap);
+	return ret;
+}
+
+static int copy_next(struct copy *copy, const struct generation *from)
+{
+	struct snapfile snap = { 0 }, parts = { 0 };
+	struct record record = { 0 };
+	struct chain chain;
+	uint64_t base, end;
+	int devices = -1, ret = chain_load(&chain, copy->to, copy->err);
+
+	if (ret)
+		return ret;
+	base = chain.end;
+	ret = copy_pages(copy, from, &snap, base, from->record.base);
+	if (!ret)
+		ret = devices = copy_devices(copy, &from->snap);
+	if (ret >= 0)
+		ret = chain_next(&chain, &snap, &parts, copy->err);
+	if (!ret)
+		ret = move_record(copy, &from->record, &snap, base, &record);
+	record.stream = base + round_up(snap.ram_end, SNAP_PAGE);
+	if (!ret)
+		ret = snap_append(&parts, copy->to, record.stream, devices, copy->err);
+	record.end = round_up(parts.size, SNAP_ALIGN);
+	if (!ret)
+		ret = record_write(&record, copy->to, base, &end, copy->err);
+	if (devices >= 0)
+		close(devices);
+	record_free(&record);
+	snap_free(&parts);
+	snap_free(&snap);
+	chain_free(&chain);
+	return ret;
+}
+
+/* Pages of zeros are left out: a hole, or where QEMU has zeros anyway, nothing. */
+static int copy_small(struct copy *copy, const struct generation *from, struct snap_block *block)
+{
+	bool blank = strstr(block->name, "vram");
+	uint64_t page, offset;
+	char buf[SNAP_PAGE];
+	int ret = 0;
+
+	for (page = 0; page < block->length / SNAP_PAGE && !ret; page++) {
+		offset = generation_page(from, block->name, page);
+		if (!offset)
+			continue;
+		ret = snap_pread(copy->from, buf, sizeof(buf), offset);
+		if (ret)
+			break;
+		if (buf[0] || memcmp(buf, buf + 1, sizeof(buf) - 1))
+			ret = snap_pwrite(copy->to, buf, sizeof(buf), block->pages_offset + page * SNAP_PAGE);
+		else if (blank)
+			continue;
+		block->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
+	}
+	return ret ? error_set(copy->err, -ret, "RAM block %s: %s", block->name, strerror(-ret)) : 0;
+}
+
+int generation_stream(const struct generation *generation, int from,
+		      bool (*without)(const char *block, const void *data), const void *data, int to,
+		      struct error *err)
+{
+	struct copy copy = { .from = from, .to = to, .err = err };
+	struct snapfile snap = { 0 };
+	size_t i;
+	int devices = -1, ret = 0;
+
+	memcpy(snap.machine, generation->snap.machine, sizeof(snap.machine));
+	for (i = 0; i < generation->record.nr_blocks && !ret; i++)
+		if (!without(generation->record.blocks[i].name, data))
+			ret = snap_add_block(&snap, generation->record.blocks[i].name,
+					     generation->record.blocks[i].length, err);
+	snap_layout(&snap);
+	if (!ret && ftruncate(to, (off_t)snap.devices_offset) < 0)
+		ret = error_set(err, errno, "sizing a memory file: %s", strerror(errno));
+	for (i = 0; i < snap.nr_blocks && !ret; i++)
+		ret = copy_small(&copy, generation, &snap.blocks[i]);
+	if (!ret)
+		ret = devices = copy_devices(&copy, &generation->snap);
+	if (ret >= 0)
+		ret = snap_write(&snap, to, devices, err);
+	if (!ret)
+		ret = snap_seal(to, err);
+	if (devices >= 0)
+		close(devices);
+	snap_free(&snap);
+	return ret;
+}
+
+int chain_copy(const struct chain *chain, int from, size_t first, size_t last, int to,
+	       int (*progress)(uint64_t bytes, void *data), void *data, struct error *err)
+{
+	struct copy copy = { .from = from, .to = to, .progress = progress, .data = data, .err = err };
+	int ret = copy_first(&copy, &chain->generation[first]);
+
+	while (!ret && first < last)
+		ret = copy_next(&copy, &chain->generation[++first]);
+	return ret;
+}

@@ -1,0 +1,300 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Generations of a guest that goes on working: each equals the RAM of the stopped guest byte for
+# byte, and stays so; stock QEMU restores any; it costs what has changed; and whatever fails, the
+# next one is whole.  Where the file system shares blocks a generation is a file, elsewhere one
+# is appended to the last one's.
+. /usr/lib/kvmsnap-tests/lib.sh
+dir=${KVMSNAP_DIR:?}
+trap 'guest_kill a; guest_kill b; keepers_end' EXIT
+
+mem=160
+work_args="fill=24 zero=4 tick=100 writers=2 write=3"
+GUEST_RING=1024
+case $(stat -f -c %T "$dir") in
+xfs | btrfs) content=clone ;;
+*) content=appended ;;
+esac
+
+# where N: the file of generation N.
+where() {
+	[ $content = clone ] && echo "$dir/vm-$1.snap" || echo "$dir/vm.snap"
+}
+
+# incremental N OPTION...: generation N of guest a, which stays stopped, and is then compared; what
+# QEMU is to load goes to $dir/at.N.
+incremental() {
+	local n=$1 stream
+	shift
+	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where "$n")" --stay-stopped --json "$@" \
+		>"$work/report.$n"
+	[ "$(guest_status a)" = paused ]
+	stream=$(jq -e .stream "$work/report.$n")
+	[ "$stream" = 0 ] && stream='' || stream=",offset=$stream"
+	echo "$(where "$n")$stream" >"$work/at.$n"
+	same_ram a "$(cat "$work/at.$n")"
+}
+
+go_on() {
+	qmp a '{"execute":"cont"}' >/dev/null
+	guest_goes_on a
+}
+
+start() {
+	guest_kill a
+	keepers_end
+	rm -f "$dir"/*.snap* "$work"/report.* "$work"/at.*
+	guest_start a "$work_args" "$@"
+	guest_goes_on a
+}
+
+# Nothing follows the guest any more: no keeper, no session, and QEMU logs nothing.
+let_go() {
+	local i
+	for i in $(seq 100); do
+		! pgrep -x kvmsnap-keep >/dev/null && ! pgrep -x kvmsnap-guard >/dev/null &&
+			[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && break
+		sleep 0.1
+	done
+	[ "$i" -lt 100 ]
+	for i in $(seq 30); do
+		qmp a '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]' && return
+		sleep 0.1
+	done
+	return 1
+}
+
+how=("" "--live --max-downtime 1us --allow-downtime 60s" "--stage 32M" "--live --max-downtime 1us --allow-downtime 60s --stage 16M")
+
+# exact_each_time COUNT ARG...
+exact_each_time() {
+	local n count=$1 flavour
+	shift
+	start "$@"
+	for n in $(seq "$count"); do
+		[ "$n" != "$count" ] || last=--last
+		# shellcheck disable=SC2086
+		incremental "$n" ${how[$((n % 4))]} --checksum ${last:-}
+		[ "$(jq .generation "$work/report.$n")" = "$n" ]
+		if [ "$n" = 1 ]; then
+			[ "$(jq -r .content "$work/report.1")" = full ]
+		else
+			[ "$(jq -r .content "$work/report.$n")" = $content ]
+			# The guest rewrites 6 of the 100 MiB and more that the first one wrote.
+			jq -e --slurpfile first "$work/report.1" \
+				'.written_bytes > 100000 and .written_bytes < $first[0].written_bytes / 3' "$work/report.$n"
+		fi
+		go_on
+	done
+	let_go
+	guest_kill a
+	# Those before are what they were.
+	for n in $(seq $([ $content = clone ] && echo 1 || echo "$count") "$count"); do
+		kvmsnap verify "$(where "$n")" | tee "$work/verified"
+		grep -q 'all as their checksums say' "$work/verified"
+	done
+	flavour=plain
+	for n in 1 $((count / 2)) "$count"; do
+		restored_goes_on "$(cat "$work/at.$n")" $flavour "$@"
+		[ $flavour = plain ] && flavour=multifd || flavour=plain
+	done
+	[ "$(kvmsnap list --json "$dir" | jq length)" = "$count" ]
+	[ "$(kvmsnap list --json "$dir" | jq -r ".[$((count - 1))].incoming")" = "file:$(cat "$work/at.$count")" ]
+}
+
+# Without a dirty ring all is compared, and what has changed is written.
+without_ring() {
+	local GUEST_RING="" n
+	start -m ${mem}M
+	for n in 1 2 3; do
+		incremental "$n"
+		[ "$(jq -r .tracking "$work/report.$n")" = compare ]
+		go_on
+	done
+	jq -e --slurpfile first "$work/report.1" '.written_bytes < $first[0].written_bytes / 3' "$work/report.3"
+}
+
+plugged_between() {
+	start -m ${mem}M,slots=2,maxmem=512M
+	incremental 1
+	go_on
+	qmp a '{"execute":"object-add","arguments":{"qom-type":"memory-backend-ram","id":"more","size":33554432}}' \
+		'{"execute":"device_add","arguments":{"driver":"pc-dimm","id":"dimm","memdev":"more"}}' | grep -c '"return"' |
+		grep -qx 2
+	sleep 1
+	incremental 2
+	go_on
+	incremental 3
+	guest_kill a
+	restored_goes_on "$(cat "$work/at.3")" plain -m ${mem}M,slots=2,maxmem=512M \
+		-object memory-backend-ram,id=more,size=32M -device pc-dimm,id=dimm,memdev=more
+}
+
+# failing_between COMMAND...: the second generation fails by it.  The third is whole, and costs no
+# more than what has changed.
+failing_between() {
+	start -m ${mem}M
+	incremental 1
+	go_on
+	"$@"
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	kvmsnap verify "$(where 1)"
+	[ ! -e "$dir/vm-2.snap.partial" ] && { [ $content = appended ] || [ ! -e "$(where 2)" ]; }
+	incremental 3
+	[ "$(jq -r .content "$work/report.3")" = $content ]
+	jq -e --slurpfile first "$work/report.1" '.written_bytes < $first[0].written_bytes / 3' "$work/report.3"
+	go_on
+	kvmsnap verify "$(where 3)"
+	guest_kill a
+	restored_goes_on "$(cat "$work/at.1")" plain -m ${mem}M
+	restored_goes_on "$(cat "$work/at.3")" multifd -m ${mem}M
+}
+
+interrupted() {
+	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
+	sleep 1
+	kill -INT $!
+	! wait $! || return 1
+	cat "$work/error"
+	grep -q interrupted "$work/error"
+}
+
+# All of the disk but some, in the middle.
+disk_full() {
+	fallocate -l $((($(stat -f -c '%a*%S' "$dir")) - (1 << 20))) "$dir/filler"
+	dd if=/dev/zero of="$dir/filler2" bs=64k status=none || true
+	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" || status=1
+	rm -f "$dir/filler" "$dir/filler2"
+	sync -f "$dir"
+	cat "$work/error"
+	grep -q 'No space left' "$work/error"
+	return ${status:-0}
+}
+
+keeper_killed() {
+	start -m ${mem}M
+	incremental 1
+	go_on
+	pkill -9 -x kvmsnap-keep
+	let_go
+	guest_goes_on a
+	rm -f "$(where 2)"
+	incremental 2
+	[ "$(jq -r .content "$work/report.2")" = full ]
+	go_on
+	incremental 3
+	[ "$(jq -r .content "$work/report.3")" = $content ]
+	# QEMU goes, and so does the keeper.
+	guest_kill a
+	for _ in $(seq 50); do
+		pgrep -x kvmsnap-keep >/dev/null || return 0
+		sleep 0.1
+	done
+	return 1
+}
+
+# Another QEMU has taken the place of one that has died, socket and all: it is none of the guardian's
+# business, who has something left to undo.
+another_qemu() {
+	local saver
+	start -m ${mem}M
+	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)"
+	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 2)" &
+	saver=$!
+	sleep 0.5
+	pkill -STOP -x kvmsnap-guard
+	guest_kill a
+	! wait $saver || return 1
+	guest_start a "$work_args" -m ${mem}M
+	qmp a '{"execute":"stop"}' '{"execute":"set-vcpu-dirty-limit","arguments":{"dirty-rate":5000}}' >/dev/null
+	pkill -CONT -x kvmsnap-guard
+	for _ in $(seq 50); do
+		pgrep -x kvmsnap-guard >/dev/null || break
+		sleep 0.1
+	done
+	! pgrep -x kvmsnap-guard || return 1
+	[ "$(guest_status a)" = paused ]
+	qmp a '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"limit-rate": 5000'
+}
+
+# checkpoint, under load, with old ones going.
+checkpoints() {
+	local count=14 keep=3 n nr
+	start -m ${mem}M
+	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 300ms --keep $keep --count $count --sync data \
+		--live --max-downtime 5ms --allow-downtime 60s --json >"$work/report"
+	[ "$(jq -s length "$work/report")" = $count ]
+	[ "$(jq -s '[.[] | select(.content != "full")] | length' "$work/report")" = $((count - 1)) ]
+	let_go
+	guest_goes_on a
+	kvmsnap list "$dir"
+	nr=$(kvmsnap list --json "$dir" | jq length)
+	[ "$nr" -ge $keep ] && [ "$nr" -lt $((2 * keep)) ]
+	[ "$(kvmsnap list --json "$dir" | jq '.[-1].generation')" = $count ]
+	[ $content = clone ] || [ "$(find "$dir" -name '*.snap' | wc -l)" = 1 ]
+	guest_kill a
+	for n in 0 $((nr - 1)); do
+		restored_goes_on "$(kvmsnap list --json "$dir" | jq -r ".[$n].incoming" | sed 's/^file://')" plain -m ${mem}M
+	done
+	if [ $content = appended ]; then
+		kvmsnap compact --keep 2 "$dir"/*.snap
+		[ "$(kvmsnap list --json "$dir" | jq length)" = 2 ]
+		for n in 0 1; do
+			restored_goes_on "$(kvmsnap list --json "$dir" | jq -r ".[$n].incoming" | sed 's/^file://')" multifd -m ${mem}M
+		done
+	fi
+}
+
+# A bit that has flipped is found, and named; a torn tail is no generation, and goes.
+damaged() {
+	local block page at
+	start -m ${mem}M
+	incremental 1 --checksum
+	go_on
+	incremental 2 --checksum
+	page=$(kvmsnap info --json --generation 2 "$(where 2)" | jq '.blocks[] | select(.name == "pc.ram") | .pages_offset')
+	# The first page that the generation has written itself.
+	at=$(perl -e 'open(F, "<", $ARGV[0]); seek(F, $ARGV[1], 0); my $o = $ARGV[1];
+		while (read(F, my $p, 4096)) { last if $p =~ /[^\0]/; $o += 4096 } print $o' "$(where 2)" "$page")
+	cp --reflink=auto "$(where 2)" "$dir/good"
+	perl -e 'open(F, "+<", $ARGV[0]); seek(F, $ARGV[1] + 77, 0); read(F, my $b, 1); seek(F, $ARGV[1] + 77, 0);
+		print F chr(ord($b) ^ 4)' "$(where 2)" "$at"
+	! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q "page $(((at - page) / 4096)) of RAM block pc.ram, at offset $at, is not what was written" "$work/error"
+	grep -q 'generation 2:' "$work/error"
+	mv "$dir/good" "$(where 2)"
+	if [ $content = appended ]; then
+		truncate -s -8192 "$(where 2)"
+		[ "$(kvmsnap list --json "$(where 2)" | jq length)" = 1 ]
+		kvmsnap verify "$(where 2)"
+	fi
+}
+
+usage_errors() {
+	local c
+	for c in "checkpoint" "checkpoint --qmp x" "checkpoint --qmp x --dir / --every y" "checkpoint --qmp x --dir / --keep 0" \
+		"checkpoint --qmp x --dir / --name a/b" "checkpoint --qmp x --dir / --max-passes 2" "list" "compact --keep 0 x" \
+		"save --qmp x --fd 3 --incremental" "info --generation 0 x"; do
+		# shellcheck disable=SC2086
+		kvmsnap $c 2>"$work/error" && return 1
+		[ "${PIPESTATUS[0]}" = 2 ] || [ $? = 2 ]
+		grep -q '^usage: kvmsnap' "$work/error"
+	done
+	! kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error"
+	grep -q 'QMP socket /nowhere' "$work/error"
+}
+
+tap_case "usage errors" usage_errors
+tap_case "each is exact, pc" exact_each_time 6 -m ${mem}M
+tap_case "each is exact, q35, 2 vCPUs" exact_each_time 4 -machine q35 -smp 2 -m ${mem}M
+tap_case "no dirty ring" without_ring
+tap_case "memory plugged in between" plugged_between
+tap_case "interrupted, then again" failing_between interrupted
+tap_case "disk full, then again" failing_between disk_full
+tap_case "the keeper killed" keeper_killed
+tap_case "another QEMU in its place" another_qemu
+tap_case "checkpoints under load" checkpoints
+tap_case "damage is found" damaged
+tap_end

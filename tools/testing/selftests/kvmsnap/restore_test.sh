@@ -1,0 +1,360 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# kvmsnap restore: QEMU with what a file has, loaded or mapped from it; and what is not like the VM
+# that was saved is told before anything is loaded.  kvmsnap receive: QEMU's own classic stream, live
+# and stopped, as such a file.
+. /usr/lib/kvmsnap-tests/lib.sh
+dir=${KVMSNAP_DIR:?}
+# Its QEMU too, when the one that has started it is not there to pass a signal on.
+guest_kill_all() {
+	local qemu
+	for qemu in "$work"/*.qemu; do
+		kill -9 "$(cat "$qemu")" 2>/dev/null || true
+		rm -f "$qemu"
+	done
+	guest_kill a
+	guest_kill b
+	guest_kill c
+	keepers_end
+}
+trap guest_kill_all EXIT
+
+mem=160
+work_args="fill=24 zero=4 tick=100 writers=2 write=3"
+GUEST_RING=1024
+
+# A file to restore from, with checksums; its guest goes.
+make_file() {
+	guest_kill_all
+	rm -f "$dir"/snap* "$dir"/*.snap
+	guest_start a "$work_args" "$@"
+	guest_goes_on a
+	kvmsnap save --qmp "$work/a.qmp" --output "$dir/snap" --checksum
+	guest_kill a
+}
+
+# restore NAME OPTION... -- ARG...: guest NAME by kvmsnap restore; paused.
+restore() {
+	local name=$1 options=() i
+	shift
+	while [ "$1" != -- ]; do options+=("$1"); shift; done
+	shift
+	# shellcheck disable=SC2086
+	QEMU="kvmsnap restore ${options[*]} -- qemu-system-x86_64" \
+		qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$(guest_initrd ${GUEST_MODULES:-})" \
+		-append "console=ttyS0" "$@" -S
+	# The one that writes the console is QEMU, not its shadow.
+	pgrep -P "$(cat "$work/$name.pid")" -f qemu-system >"$work/$name.qemu"
+	for i in $(seq 200); do
+		[ "$(guest_status "$name")" = paused ] && return
+		kill -0 "$(cat "$work/$name.pid")" 2>/dev/null || break
+		sleep 0.1
+	done
+	cat "$work/$name.log" >&2
+	return 1
+}
+
+# same NAME FILE: its memory is what the file has.
+same() {
+	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
+		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.qemu")" "$2" 12
+}
+
+goes_on() {
+	qmp "$1" '{"execute":"cont"}' >/dev/null
+	wait_for "$1" 'guest: tick' 60
+	guest_goes_on "$1"
+}
+
+ends() {
+	qmp "$1" '{"execute":"quit"}' >/dev/null
+	wait "$(cat "$work/$1.pid")"
+}
+
+loaded() {
+	local option
+	make_file "$@"
+	for option in "--channels 0" "--channels 2" ""; do
+		# shellcheck disable=SC2086
+		restore b "$dir/snap" $option -- "$@"
+		same b "$dir/snap"
+		goes_on b
+		ends b
+	done
+}
+
+# instant ARG...: two guests from one file, which stays what it is; one is reset, and boots.
+instant() {
+	make_file "$@"
+	restore b "$dir/snap" --instant -- "$@"
+	same b "$dir/snap"
+	grep -q "$dir/snap" "/proc/$(cat "$work/b.qemu")/maps"
+	restore c "$dir/snap" --instant --warm -- "$@"
+	goes_on b
+	goes_on c
+	kvmsnap verify "$dir/snap" | grep 'all as their checksums say'
+	qmp b '{"execute":"system_reset"}' >/dev/null
+	: >"$work/b.console"
+	wait_for b 'guest: ready' 120
+	guest_goes_on c
+	ends b
+	ends c
+	kvmsnap verify "$dir/snap" | grep 'all as their checksums say'
+}
+
+# A block device that a guest is mapped from is not to be written over.
+instant_from_device() {
+	local dev=/dev/mapper/${KVMSNAP_DM:?}
+	guest_kill a
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
+	restore b "$dev" --instant -- -m ${mem}M
+	goes_on b
+	! kvmsnap save --qmp "$work/a.qmp" --output "$dev" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'restored from it with --instant' "$work/error"
+	guest_goes_on b
+	ends b
+	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
+	guest_kill a
+}
+
+# Each generation of an appended file, and of QEMU's own making: copied, then mapped.
+instant_of_others() {
+	local n
+	guest_kill a
+	rm -f "$dir"/snap* "$dir"/*.snap
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	for n in 1 2; do
+		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/vm.snap" --stay-stopped
+		qmp a '{"execute":"cont"}' >/dev/null
+		guest_goes_on a
+	done
+	kvmsnap save --last --qmp "$work/a.qmp" --output "$dir/vm.snap" --stay-stopped
+	[ "$(kvmsnap list --json "$dir/vm.snap" | jq length)" = 3 ]
+	restore b "$dir/vm.snap" --instant -- -m ${mem}M
+	same_ram_of b a
+	grep -q 'generation 3 .* was copied' "$work/b.log"
+	goes_on b
+	ends b
+	restore b "$dir/vm.snap" --instant --generation 2 -- -m ${mem}M
+	goes_on b
+	ends b
+	! restore b "$dir/vm.snap" --generation 7 -- -m ${mem}M 2>"$work/error" || return 1
+	grep -q 'there is no generation 7' "$work/error"
+	qmp a '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"mapped-ram","state":true}]}}' \
+		"{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"file:$dir/snap\"}}" >/dev/null
+	migrated a completed
+	restore b "$dir/snap" --instant -- -m ${mem}M
+	same b "$dir/snap"
+	goes_on b
+	ends b
+	guest_kill a
+}
+
+# The stopped guests NAME and OTHER have the same main memory, but for the wall clock.
+same_ram_of() {
+	perl -e 'my @m = map { my ($pid, $at) = split /:/; open(my $f, "<", "/proc/$pid/mem") or die; seek($f, hex $at, 0); $f } @ARGV[0, 1];
+		my $differ = 0;
+		for (my $at = 0; $at < $ARGV[2] << 20; $at += 4096) {
+			read($m[0], my $a, 4096) == 4096 && read($m[1], my $b, 4096) == 4096 or die "read: $!";
+			$differ++ if $a ne $b;
+		}
+		die "$differ pages differ\n" if $differ > 1' \
+		"$(cat "$work/$1.qemu"):$(ram_address "$1")" "$(cat "$work/$2.pid"):$(ram_address "$2")" $mem
+}
+
+ram_address() {
+	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
+		jq -r 'select(.return) | .return' | awk '$1 == "pc.ram" { print $8 ~ /^0x/ ? $8 : $7 }' | head -1
+}
+
+# refused TEXT ARG...: the file is of a pc with 2 vCPUs and a balloon.
+refused() {
+	local text=$1
+	shift
+	! timeout 60 kvmsnap restore "$dir/snap" ${option:-} -- qemu-system-x86_64 -accel kvm -cpu host -display none -nodefaults \
+		-serial null -parallel none -nic none "$@" -S >"$work/out" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q -e "$text" "$work/error"
+	grep -q 'nothing was loaded' "$work/error"
+}
+
+mismatches() {
+	local GUEST_MODULES="virtio_pci virtio_balloon" option
+	make_file -machine pc -smp 2 -m ${mem}M -device virtio-balloon-pci -vga std
+	for option in "" --instant; do
+		refused "machine pc-q35.*-machine pc" -machine q35 -smp 2 -m ${mem}M -device virtio-balloon-pci -vga std
+		[ -n "$option" ] || refused "RAM block pc.ram has 192.0 MiB, and 160.0 MiB in the file: -m 160M" \
+			-machine pc -smp 2 -m 192M -device virtio-balloon-pci -vga std
+		refused "it has 3 vCPUs, and the file 2: -smp 2" -machine pc -smp 3 -m ${mem}M -device virtio-balloon-pci -vga std
+		refused "virtio-balloon is missing" -machine pc -smp 2 -m ${mem}M -vga std
+		refused "rng is not in the file" -machine pc -smp 2 -m ${mem}M -device virtio-balloon-pci -vga std -device virtio-rng-pci
+	done
+	! kvmsnap restore "$dir/snap" -- false 2>"$work/error" || return 1
+	! kvmsnap restore "$dir/snap" -- /nonexistent 2>"$work/error" || return 1
+	grep -q '/nonexistent: No such file' "$work/error"
+}
+
+# What --print prints is a command that does it.
+printed() {
+	make_file -m ${mem}M
+	kvmsnap restore "$dir/snap" --print -- qemu-system-x86_64 -accel kvm -cpu host -display none -S -m ${mem}M \
+		-qmp "unix:$work/p.qmp2,server=on,wait=off" -serial null -parallel none -nic none -kernel "$(guest_kernel)" \
+		-append 'console=ttyS0 a' >"$work/command"
+	cat "$work/command"
+	grep -q "'console=ttyS0 a' " "$work/command"
+	bash "$work/command" >"$work/p.log" 2>&1 &
+	local pid=$! i
+	for i in $(seq 100); do
+		[ -S "$work/p.qmp2" ] && [ "$(guest_status p)" = paused ] && break
+		sleep 0.1
+	done
+	cat "$work/p.log"
+	[ "$i" -lt 100 ]
+	kill $pid
+}
+
+migrated() {	# NAME STATUS: a migration of it ends so
+	local i status
+	for i in $(seq 300); do
+		status=$(qmp "$1" '{"execute":"query-migrate"}' | jq -r 'select(.return.status) | .return.status')
+		case $status in completed | failed | cancelled) break ;; esac
+		sleep 0.1
+	done
+	[ "$status" = "$2" ]
+}
+
+receive_uri="exec:PATH=$PATH kvmsnap receive --report $dir/snap 2>$work/received"
+migrate() {
+	qmp a "{\"execute\":\"migrate-set-parameters\",\"arguments\":{\"max-bandwidth\":${1:-1000000000},\"downtime-limit\":300}}" \
+		"{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"$receive_uri\"}}" >/dev/null
+}
+
+wait_received() {
+	local i
+	for i in $(seq 100); do
+		pgrep -x kvmsnap >/dev/null || break
+		sleep 0.1
+	done
+	cat "$work/received"
+}
+
+# received live|stopped ARG...
+received() {
+	local how=$1 flavour
+	shift
+	guest_kill a
+	rm -f "$dir"/snap* "$dir"/*.snap
+	guest_start a "$work_args" "$@"
+	guest_goes_on a
+	[ "$how" = live ] || qmp a '{"execute":"stop"}' >/dev/null
+	migrate
+	migrated a completed
+	wait_received
+	grep -q '^received .*: .* of pages in' "$work/received"
+	# RAM was sent more than once, and has one place.
+	[ "$how" = stopped ] || [ "$(qmp a '{"execute":"query-migrate"}' | jq 'select(.return.ram) | .return.ram["dirty-sync-count"]')" -gt 2 ]
+	[ "$(stat -c %s "$dir/snap")" -lt $(((mem + 48) << 20)) ]
+	same_ram a "$dir/snap"
+	kvmsnap verify "$dir/snap"
+	guest_kill a
+	for flavour in plain multifd; do
+		restored_goes_on "$dir/snap" $flavour "$@"
+	done
+	restore b "$dir/snap" --instant -- "$@"
+	same b "$dir/snap"
+	goes_on b
+	ends b
+}
+
+receive_fails() {
+	guest_kill a
+	rm -f "$dir"/snap* "$dir"/*.snap
+	guest_start a "$work_args" -m ${mem}M
+	guest_goes_on a
+	# Cancelled.
+	migrate 4000000
+	sleep 1.5
+	[ -e "$dir/snap.partial" ]
+	qmp a '{"execute":"migrate_cancel"}' >/dev/null
+	migrated a cancelled
+	wait_received
+	grep -q 'ends too early' "$work/received"
+	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	guest_goes_on a
+	# No room.
+	fallocate -l $((($(stat -f -c '%a*%S' "$dir")) - (20 << 20))) "$dir/filler"
+	migrate
+	migrated a failed || status=1
+	rm -f "$dir/filler"
+	wait_received
+	grep -q 'No space left' "$work/received"
+	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	[ "${status:-0}" = 0 ]
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	# Killed.
+	migrate 4000000
+	sleep 1
+	pkill -9 -x kvmsnap
+	migrated a failed
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	# And then it works.
+	migrate
+	migrated a completed
+	wait_received
+	same_ram a "$dir/snap"
+	guest_kill a
+}
+
+# A stream that ends anywhere is none.
+cut_streams() {
+	local size i at
+	guest_kill a
+	rm -f "$dir"/snap*
+	guest_start a "fill=8 zero=1 tick=100" -m 128M
+	qmp a '{"execute":"stop"}' "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"exec:cat >$dir/stream\"}}" >/dev/null
+	migrated a completed
+	guest_kill a
+	size=$(stat -c %s "$dir/stream")
+	for at in 0 1 4 8 9 20 40 100 $((size / 3)) $((size / 2)) $((size - 60000)) $((size - 3000)) $((size - 6)) $((size - 1)); do
+		! head -c "$at" "$dir/stream" | kvmsnap receive "$dir/snap" 2>"$work/error" || return 1
+		[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	done
+	! kvmsnap receive "$dir/snap" </dev/urandom 2>"$work/error"
+	! { cat "$dir/stream"; echo more; } | kvmsnap receive "$dir/snap" 2>"$work/error"
+	kvmsnap receive "$dir/snap" <"$dir/stream"
+	kvmsnap verify "$dir/snap"
+	rm -f "$dir/stream"
+}
+
+usage_errors() {
+	local c
+	for c in "restore" "restore x" "restore x y -- q" "restore x --" "restore --warm x -- q" "restore --channels y x -- q" \
+		"restore --generation 0 x -- q" "restore --print --instant x -- q" "receive" "receive --sync y x"; do
+		# shellcheck disable=SC2086
+		kvmsnap $c </dev/null 2>"$work/error" && return 1
+		grep -q '^usage: kvmsnap' "$work/error"
+	done
+}
+
+tap_case "usage errors" usage_errors
+tap_case "loaded, pc" loaded -m ${mem}M
+tap_case "loaded, q35, 2 vCPUs" loaded -machine q35 -smp 2 -m ${mem}M
+tap_case "instant, pc" instant -m ${mem}M
+tap_case "instant, q35, NUMA nodes" instant -machine q35 -smp 2 -m ${mem}M \
+	-object memory-backend-ram,id=n0,size=$((mem / 2))M -object memory-backend-memfd,id=n1,size=$((mem / 2))M \
+	-numa node,memdev=n0,cpus=0 -numa node,memdev=n1,cpus=1
+tap_case "instant, from a block device" instant_from_device
+tap_case "instant, of appended and of QEMU's files" instant_of_others
+tap_case "not like the one that was saved" mismatches
+tap_case "printed" printed
+tap_case "received, live" received live -m ${mem}M
+tap_case "received, stopped, q35" received stopped -machine q35 -smp 2 -m ${mem}M
+tap_case "receive fails: the guest runs on" receive_fails
+tap_case "streams that are cut off" cut_streams
+tap_end
