@@ -21,6 +21,8 @@ help:
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
 	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU'
 	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
+	@echo '  test-debug        on a kernel with KASAN, lockdep and the like, built on the first use; TESTS="names"'
+	@echo '  fuzz              the parsers of files and streams, with libFuzzer; TIME=60 seconds each'
 	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 
@@ -72,6 +74,12 @@ test-long:
 test-broken:
 	tools/testing/test-broken $(TESTS)
 
+test-debug:
+	tools/testing/test-debug $(TESTS)
+
+fuzz:
+	tools/testing/fuzz/run $(TIME)
+
 bench:
 	tools/testing/bench/bench $(PARTS)
 
@@ -80,4 +88,4 @@ shell:
 
 export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
-	clean demo test test-long test-broken bench shell
+	clean demo test test-long test-broken test-debug fuzz bench shell

@@ -17,10 +17,14 @@ root_dir() {
 	echo "$cache/root-$(cat "$here/root" "$here/root-kernels" | sha256sum | cut -c1-12)"
 }
 
-# kernel_release ROOT 6.12: the full release of that kernel, as uname -r prints it.
+# kernel_release ROOT 6.12|debug: the full release of that kernel, as uname -r prints it.
 kernel_release() {
 	local k
-	k=$(cd "$1/lib/modules" && ls -d "$2".* 2>/dev/null | sort -V | tail -1)
+	if [ "$2" = debug ]; then
+		k=$(cd "$1/lib/modules" && ls -d -- *-kvmsnap-debug 2>/dev/null)
+	else
+		k=$(cd "$1/lib/modules" && ls -d "$2".* 2>/dev/null | grep -v kvmsnap-debug | sort -V | tail -1)
+	fi
 	[ -n "$k" ] || die "no kernel $2; there are: $(cd "$1/lib/modules" && ls -x)"
 	echo "$k"
 }

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+/* libFuzzer: any bytes as a snapshot file, of one generation or several. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "snapfile/chain.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	int fd = memfd_create("fuzz", 0), to = memfd_create("copy", 0);
+	struct error err;
+	struct chain chain;
+	uint64_t checked;
+	char path[64];
+	size_t i, j;
+
+	if (fd < 0 || to < 0 || snap_pwrite(fd, data, size, 0))
+		abort();
+	if (!chain_load(&chain, fd, &err)) {
+		for (i = 0; i < chain.nr; i++) {
+			struct generation *g = &chain.generation[i];
+
+			for (j = 0; j < g->record.nr_blocks; j++)
+				generation_page(g, g->record.blocks[j].name, 0);
+		}
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		snap_read_pages(&chain.generation[chain.nr - 1], fd, path, NULL, NULL, &checked, &err);
+		chain_copy(&chain, fd, 0, chain.nr - 1, to, NULL, NULL, &err);
+		chain_free(&chain);
+	}
+	close(fd);
+	close(to);
+	return 0;
+}
