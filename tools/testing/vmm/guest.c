@@ -13,10 +13,18 @@ static inline __attribute__((always_inline)) void fill(volatile uint64_t *page, 
 		page[i] = value;
 }
 
+static inline __attribute__((always_inline)) uint64_t rdtsc(void)
+{
+	uint32_t low, high;
+
+	asm volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (uint64_t)high << 32 | low;
+}
+
 __attribute__((section("guest"), noreturn)) void guest_main(struct guest_args *args)
 {
 	volatile uint64_t *page, *work = &args->work;
-	uint64_t x = args->seed | 1, n, old;
+	uint64_t x = args->seed | 1, n, old, next = rdtsc();
 
 	for (n = 0;; n++) {
 		uint64_t nr = xorshift(&x) % args->pages;
@@ -41,5 +49,10 @@ __attribute__((section("guest"), noreturn)) void guest_main(struct guest_args *a
 			page[(x >> 9) % 512] = n;
 		}
 		*work = n + 1;
+		for (next += args->cycles; args->cycles && rdtsc() < next;)
+			;
+		/* What it was kept from doing it does not make up for. */
+		if (args->cycles && rdtsc() - next > args->cycles)
+			next = rdtsc();
 	}
 }

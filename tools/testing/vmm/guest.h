@@ -32,6 +32,7 @@ struct guest_args {
 	uint64_t pattern;
 	uint64_t first, pages;	/* of the range it writes to */
 	uint64_t seed;
+	uint64_t cycles;	/* of the time stamp counter, from a page to the next; 0: at once */
 	uint64_t work;		/* rounds done, by the guest */
 };
 

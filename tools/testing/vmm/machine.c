@@ -156,6 +156,7 @@ static int create_vcpu(struct machine *m, unsigned int nr)
 	};
 	struct kvm_segment data = code;
 	struct kvm_sregs sregs;
+	long tsc_khz;
 	struct kvm_regs regs = {
 		.rip = GUEST_CODE + (uint64_t)((const char *)guest_main - __start_guest),
 		.rflags = 2,
@@ -193,7 +194,9 @@ static int create_vcpu(struct machine *m, unsigned int nr)
 	if (m->config.smm && ioctl(vcpu->fd, KVM_SET_MSRS, &smbase) != 1)
 		return fail("SMBASE");
 
+	tsc_khz = ioctl(vcpu->fd, KVM_GET_TSC_KHZ);
 	*args = (struct guest_args){
+		.cycles = m->config.rate && tsc_khz > 0 ? (uint64_t)tsc_khz * 1000 / m->config.rate : 0,
 		.pattern = m->config.pattern,
 		.first = GUEST_HEAP / GUEST_PAGE,
 		.pages = (m->config.dirtied - GUEST_HEAP) / GUEST_PAGE,

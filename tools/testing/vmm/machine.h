@@ -24,6 +24,7 @@ struct machine_config {
 	unsigned int ring;	/* entries of each dirty ring, a power of two */
 	enum guest_pattern pattern;
 	size_t dirtied;		/* bytes of RAM that the guest writes to, from GUEST_HEAP on */
+	unsigned long rate;	/* pages a second that each vCPU writes to; 0: as many as it can */
 	size_t filled;		/* bytes of RAM that have content at the start */
 	bool device, balloon, smm;
 	unsigned int reap_ms;	/* reap the rings that often; 0: they are the module's.  See reaper.c */

@@ -35,6 +35,7 @@ static const char usage[] =
 	"  --hash              keep hashes of what is written, and compare at the end\n"
 	"  --stage MIB         keep what the last pass writes in kernel memory meanwhile (0)\n"
 	"  --compare-only      without the dirty ring: compare in every pass\n"
+	"  --rate N            pages a second that each vCPU writes to (as many as it can)\n"
 	"  --seed N\n"
 	"  --seconds S         run that long before the save (0.5)\n"
 	"  --generations N     to FILE, FILE.1, ...: what has changed, over reflinks (1)\n"
@@ -183,7 +184,7 @@ static int bench_harvest(struct machine *m, const char *output)
 int main(int argc, char **argv)
 {
 	enum { RAM = 256, KIND, FILLED, DIRTIED, VCPUS, RING, PATTERN, DEVICE, BALLOON, SMM, REAP_MS, PASSES,
-	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT, GENERATIONS, BENCH };
+	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT, GENERATIONS, BENCH, RATE };
 	static const struct option longs[] = {
 		{ "ram", required_argument, NULL, RAM }, { "kind", required_argument, NULL, KIND },
 		{ "filled", required_argument, NULL, FILLED },
@@ -196,6 +197,7 @@ int main(int argc, char **argv)
 		{ "downtime", required_argument, NULL, DOWNTIME }, { "hash", no_argument, NULL, HASH },
 		{ "compare-only", no_argument, NULL, COMPARE_ONLY },
 		{ "stage", required_argument, NULL, STAGE },
+		{ "rate", required_argument, NULL, RATE },
 		{ "seed", required_argument, NULL, SEED }, { "seconds", required_argument, NULL, SECONDS },
 		{ "output", required_argument, NULL, OUTPUT },
 		{ "generations", required_argument, NULL, GENERATIONS },
@@ -231,6 +233,7 @@ int main(int argc, char **argv)
 		case STAGE: options.stage = strtoul(optarg, NULL, 0) << 20; break;
 		case SEED: config.seed = strtoull(optarg, NULL, 0); break;
 		case SECONDS: run = atof(optarg); break;
+		case RATE: config.rate = strtoul(optarg, NULL, 0); break;
 		case OUTPUT: output = optarg; break;
 		case GENERATIONS: generations = (unsigned int)atoi(optarg); break;
 		case BENCH: bench = true; break;
