@@ -422,11 +422,6 @@ static int describe(const struct saver *saver, struct record *record, struct err
 /* A hole's worth behind a stream, for its record. */
 #define RECORD_ROOM	(64u << 10)
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-	return (value + unit - 1) / unit * unit;
-}
-
 /* What goes behind RAM, of a file of its own: records, device state, checksums.  Not yet its magic. */
 static int write_ordinary(struct saver *saver, struct record *record, struct error *err)
 {
@@ -438,14 +433,14 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 	if (ret)
 		return ret;
 	round->file_bytes = saver->snap.size;
-	at = round_up(saver->snap.size, SNAP_PAGE);
+	at = snap_round_up(saver->snap.size, SNAP_PAGE);
 	end = at + RECORD_ROOM;
 	/* A block device may have the room that the stream needs, and not more. */
 	if (round->target.device && target_room(&round->target) < end + SNAP_ALIGN + checksum_bytes(saver))
 		return 0;
 	if (saver->opt->checksum)
 		ret = write_checksums(saver, record, end, &end, err);
-	record->end = round_up(end, SNAP_ALIGN);
+	record->end = snap_round_up(end, SNAP_ALIGN);
 	if (!ret)
 		ret = record_write(record, fd, at, &end, err);
 	if (!ret && end > at + RECORD_ROOM)
@@ -467,14 +462,14 @@ static int write_appended(struct saver *saver, struct record *record, struct err
 	ret = chain_next(&saver->chain, &saver->snap, &parts, err);
 	if (ret)
 		return ret;
-	record->stream = round->target.base + round_up(saver->snap.ram_end, SNAP_PAGE);
+	record->stream = round->target.base + snap_round_up(saver->snap.ram_end, SNAP_PAGE);
 	ret = snap_append(&parts, fd, record->stream, round->devices, err);
 	round->stream = record->stream;
 	end = parts.size;
 	snap_free(&parts);
 	if (!ret && saver->opt->checksum)
-		ret = write_checksums(saver, record, round_up(end, SNAP_PAGE), &end, err);
-	record->end = round_up(end, SNAP_ALIGN);
+		ret = write_checksums(saver, record, snap_round_up(end, SNAP_PAGE), &end, err);
+	record->end = snap_round_up(end, SNAP_ALIGN);
 	round->file_bytes = record->end;
 	if (!ret && ftruncate(fd, (off_t)record->end) < 0)
 		ret = error_set(err, errno, "sizing the file: %s", strerror(errno));

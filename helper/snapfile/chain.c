@@ -8,11 +8,6 @@
 
 #define MAX_GENERATIONS	65536u
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-	return (value + unit - 1) / unit * unit;
-}
-
 static const struct record_block *find_block(const struct record *record, const char *name)
 {
 	size_t i;
@@ -57,7 +52,7 @@ static int make_record(struct generation *generation)
 	size_t i;
 	int ret = 0;
 
-	generation->record = (struct record){ .end = round_up(snap->size, SNAP_ALIGN) };
+	generation->record = (struct record){ .end = snap_round_up(snap->size, SNAP_ALIGN) };
 	for (i = 0; i < snap->nr_blocks && !ret; i++)
 		ret = record_add_block(&generation->record, snap->blocks[i].name,
 				       snap->blocks[i].length, snap->blocks[i].pages_offset);
@@ -71,7 +66,7 @@ static int load_first(struct generation *generation, int fd, struct error *err)
 
 	if (ret)
 		return ret;
-	ret = record_read(&generation->record, fd, round_up(generation->snap.size, SNAP_PAGE), &ignored);
+	ret = record_read(&generation->record, fd, snap_round_up(generation->snap.size, SNAP_PAGE), &ignored);
 	/* A record that makes no sense is as good as none: the stream stands for itself. */
 	if (ret || generation->record.base || generation->record.stream) {
 		record_free(&generation->record);
@@ -158,11 +153,6 @@ struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *er
 	return NULL;
 }
 
-static bool has_page(const struct snap_block *part, uint64_t page)
-{
-	return part->bitmap[page / 8] >> page % 8 & 1;
-}
-
 uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page)
 {
 	size_t i;
@@ -170,7 +160,7 @@ uint64_t generation_page(const struct generation *generation, const char *name, 
 	for (i = 0; i < generation->snap.nr_blocks; i++) {
 		const struct snap_block *part = &generation->snap.blocks[i];
 
-		if (!strcmp(part->name, name) && page < part->length / SNAP_PAGE && has_page(part, page))
+		if (!strcmp(part->name, name) && page < part->length / SNAP_PAGE && snap_has_page(part, page))
 			return part->pages_offset + page * SNAP_PAGE;
 	}
 	return 0;

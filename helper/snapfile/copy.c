@@ -54,11 +54,6 @@ static int copy_range(struct copy *copy, uint64_t from, uint64_t to, uint64_t le
 	return 0;
 }
 
-static bool has(const uint8_t *bitmap, uint64_t page)
-{
-	return bitmap[page / 8] >> page % 8 & 1;
-}
-
 /* The pages of a part, to where @to is in the copy; their bits are set there too. */
 static int copy_part(struct copy *copy, const struct snap_block *part, struct snap_block *to, uint64_t base)
 {
@@ -70,7 +65,7 @@ static int copy_part(struct copy *copy, const struct snap_block *part, struct sn
 			page |= 7;
 			continue;
 		}
-		for (first = page; page < pages && has(part->bitmap, page); page++)
+		for (first = page; page < pages && snap_has_page(part, page); page++)
 			to->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
 		if (page > first)
 			ret = copy_range(copy, part->pages_offset + first * SNAP_PAGE,
@@ -134,11 +129,6 @@ static int copy_pages(struct copy *copy, const struct generation *from, struct s
 	return ret;
 }
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-	return (value + unit - 1) / unit * unit;
-}
-
 /* The record of a generation that has another place now. */
 static int move_record(struct copy *copy, const struct record *old, const struct snapfile *snap, uint64_t base,
 		       struct record *record)
@@ -170,9 +160,9 @@ static int copy_first(struct copy *copy, const struct generation *from)
 		ret = move_record(copy, &from->record, &snap, 0, &record);
 	/* A file of QEMU's stays one without. */
 	if (!ret && record.generation) {
-		uint64_t at = round_up(snap.size, SNAP_PAGE);
+		uint64_t at = snap_round_up(snap.size, SNAP_PAGE);
 
-		record.end = round_up(at + SNAP_ALIGN, SNAP_ALIGN);
+		record.end = snap_round_up(at + SNAP_ALIGN, SNAP_ALIGN);
 		ret = record_write(&record, copy->to, at, &end, copy->err);
 		if (!ret && (end > record.end || ftruncate(copy->to, (off_t)record.end) < 0))
 			ret = error_set(copy->err, EFBIG, "sizing the file: %s", strerror(EFBIG));
@@ -204,10 +194,10 @@ static int copy_next(struct copy *copy, const struct generation *from)
 		ret = chain_next(&chain, &snap, &parts, copy->err);
 	if (!ret)
 		ret = move_record(copy, &from->record, &snap, base, &record);
-	record.stream = base + round_up(snap.ram_end, SNAP_PAGE);
+	record.stream = base + snap_round_up(snap.ram_end, SNAP_PAGE);
 	if (!ret)
 		ret = snap_append(&parts, copy->to, record.stream, devices, copy->err);
-	record.end = round_up(parts.size, SNAP_ALIGN);
+	record.end = snap_round_up(parts.size, SNAP_ALIGN);
 	if (!ret)
 		ret = record_write(&record, copy->to, base, &end, copy->err);
 	if (devices >= 0)

@@ -42,11 +42,6 @@ struct reading {
 	int ret;			/* the first failure: no more is begun */
 };
 
-static bool present(const struct snap_block *block, uint64_t page)
-{
-	return block->bitmap[page / 8] >> (page % 8) & 1;
-}
-
 /* With the lock held. */
 static bool next_piece_locked(struct reading *r, struct piece *piece)
 {
@@ -54,14 +49,14 @@ static bool next_piece_locked(struct reading *r, struct piece *piece)
 		const struct snap_block *part = &r->generation->snap.blocks[r->block];
 		uint64_t pages = part->length / SNAP_PAGE;
 
-		while (r->page < pages && !present(part, r->page))
+		while (r->page < pages && !snap_has_page(part, r->page))
 			r->page++;
 		if (r->page == pages)
 			continue;
 		piece->part = part;
 		piece->first = r->page;
 		while (r->page < pages && r->page - piece->first < PIECE / SNAP_PAGE &&
-		       present(part, r->page))
+		       snap_has_page(part, r->page))
 			r->page++;
 		piece->len = (unsigned int)((r->page - piece->first) * SNAP_PAGE);
 		return true;

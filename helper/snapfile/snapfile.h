@@ -54,6 +54,17 @@ static inline uint64_t snap_bitmap_bytes(uint64_t length)
 	return (length / SNAP_PAGE + 63) / 64 * 8;
 }
 
+/* @unit: any but 0. */
+static inline uint64_t snap_round_up(uint64_t value, uint64_t unit)
+{
+	return (value + unit - 1) / unit * unit;
+}
+
+static inline bool snap_has_page(const struct snap_block *block, uint64_t page)
+{
+	return block->bitmap[page / 8] >> page % 8 & 1;
+}
+
 /* Compose: name the blocks first, then lay out, then write the head and the end. */
 int snap_add_block(struct snapfile *snap, const char *name, uint64_t length, struct error *err);
 
