@@ -286,8 +286,10 @@ signalled() {
 	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
 }
 
-# Break the QMP connection of a process, as if QEMU had closed it.
+# Break the QMP connection of a process, as if QEMU had closed it.  It is held meanwhile, so as not
+# to be done before.
 lose_qmp() {
+	kill -STOP "$1"
 	perl -MSocket -e 'my $pid = shift() + 0;
 		my $pidfd = syscall(434, $pid, 0);	# pidfd_open, pidfd_getfd
 		for (glob "/proc/$pid/fd/*") {
@@ -297,6 +299,13 @@ lose_qmp() {
 			open(my $socket, "+<&=", $fd) or die "open: $!";
 			shutdown($socket, 2);
 		}' "$1"
+	kill -CONT "$1"
+}
+
+# The guardian has the guest go on, which may have been stopped for its soft-dirty bits.
+guardian_resumes() {
+	local i
+	for i in $(seq 50); do [ "$(guest_status a)" != running ] || break; sleep 0.1; done
 }
 
 qmp_lost() {
@@ -306,7 +315,7 @@ qmp_lost() {
 	! wait $saver || return 1
 	cat "$work/error"
 	grep -q 'QMP: ' "$work/error"
-	for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+	guardian_resumes
 }
 
 # The guest is stopped, and nobody but the guardian is there to have it go on.
@@ -322,7 +331,7 @@ qmp_lost_stopped() {
 	dm_load "0 $(blockdev --getsz "$(disk 1)") linear $(disk 1) 0"
 	cat "$work/error"
 	grep -q 'QMP: ' "$work/error"
-	for i in $(seq 50); do [ "$(guest_status a)" != running ] || break; sleep 0.1; done
+	guardian_resumes
 }
 
 # kill -9 at moments by chance, from before the first pass to after the last: a file is there whole,
