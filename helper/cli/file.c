@@ -45,14 +45,6 @@ struct arguments {
 	enum sync sync;
 };
 
-static bool parse_number(const char *text, uint64_t *value)
-{
-	char *end;
-
-	*value = strtoull(text, &end, 10);
-	return !*end && *value && *text != '-';
-}
-
 /* Options of all these, and the one file name; a status to exit with, or -1 to go on. */
 static int parse(int argc, char **argv, const char *usage, const struct option *longs,
 		 struct arguments *args)
@@ -134,7 +126,7 @@ static json_t *describe(const struct generation *generation)
 			"pages_offset", (json_int_t)b->pages_offset));
 	}
 	for (i = 0; i < generation->snap.nr_devices; i++)
-		json_array_append_new(devices, json_string(generation->snap.devices[i]));
+		json_array_append_new(devices, json_string(generation->snap.devices[i].name));
 	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o}", "machine", generation->snap.machine,
 			 "bytes", (json_int_t)generation->snap.size,
 			 "generation", (json_int_t)record->generation, "time", (json_int_t)record->time,
@@ -178,7 +170,7 @@ static void print_info(const struct chain *chain, const struct generation *gener
 	printf("%-40s %12s %12s\n", "in all", human_bytes((double)total), human_bytes((double)present));
 	printf("devices ");
 	for (i = 0; i < generation->snap.nr_devices; i++)
-		printf(" %s", generation->snap.devices[i]);
+		printf(" %s", generation->snap.devices[i].name);
 	putchar('\n');
 }
 

@@ -22,6 +22,7 @@ static const struct {
 	{ "compact", cmd_compact, "drop old generations from a file that others were appended to" },
 	{ "info", cmd_info, "show what is in a snapshot file" },
 	{ "verify", cmd_verify, "check that a snapshot file is whole and readable" },
+	{ "export", cmd_export, "write a VM's memory as an ELF core or as a raw image" },
 	{ "status", cmd_status, "list the sessions of the kernel module, or follow what happens to them" },
 	{ "top", cmd_top, "watch running saves" },
 };

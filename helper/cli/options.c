@@ -89,6 +89,14 @@ int parse_sync(const char *text, enum sync *sync)
 	return -EINVAL;
 }
 
+bool parse_number(const char *text, uint64_t *value)
+{
+	char *end;
+
+	*value = strtoull(text, &end, 10);
+	return !*end && *value && *text != '-';
+}
+
 int options_take(struct save_options *opt, int c, const char *usage)
 {
 	char *end;

@@ -66,6 +66,9 @@ int take_signal(void);
 /* "none", "data" or "full".  0, or -EINVAL. */
 int parse_sync(const char *text, enum sync *sync);
 
+/* A number of 1 or more. */
+bool parse_number(const char *text, uint64_t *value);
+
 /* "500us", "20ms", "1.5s" or "2", in seconds; negative when it is none. */
 double parse_time(const char *text);
 

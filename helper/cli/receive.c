@@ -370,6 +370,16 @@ static int receive(struct receive *r, const char *path, bool force, enum sync sy
 	return ret;
 }
 
+static void receive_close(struct receive *r)
+{
+	target_close(&r->target);
+	if (r->fd >= 0)
+		close(r->fd);
+	reader_close(&r->in);
+	snap_free(&r->snap);
+	free(r->buffers);
+}
+
 int cmd_receive(int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -420,12 +430,7 @@ int cmd_receive(int argc, char **argv)
 	if (!ret && report)
 		fprintf(stderr, "received %s: %s of pages%s in %.2f s\n", argv[optind],
 			human_bytes((double)r.written), r.direct ? "" : " (not by direct I/O)", now() - began);
-	target_close(&r.target);
-	if (r.fd >= 0)
-		close(r.fd);
-	reader_close(&r.in);
-	snap_free(&r.snap);
-	free(r.buffers);
+	receive_close(&r);
 	if (ret)
 		complain(&err);
 	return ret ? 1 : 0;

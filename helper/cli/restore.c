@@ -281,7 +281,7 @@ static bool has_section(const struct snapfile *snap, const char *name)
 	size_t i;
 
 	for (i = 0; i < snap->nr_devices; i++)
-		if (!strcmp(snap->devices[i], name))
+		if (!strcmp(snap->devices[i].name, name))
 			return true;
 	return false;
 }
@@ -292,7 +292,7 @@ static int vcpus(const struct snapfile *snap)
 	int n = 0;
 
 	for (i = 0; i < snap->nr_devices; i++)
-		n += !strcmp(snap->devices[i], "cpu") || !strncmp(snap->devices[i], "cpu#", 4);
+		n += !strcmp(snap->devices[i].name, "cpu") || !strncmp(snap->devices[i].name, "cpu#", 4);
 	return n;
 }
 
@@ -320,11 +320,11 @@ static int compare_devices(const struct restore *r, struct qemu *qemu, struct di
 	if (vcpus(saved) != vcpus(&now_))
 		differ(d, "it has %d vCPUs, and the file %d: -smp %d", vcpus(&now_), vcpus(saved), vcpus(saved));
 	for (i = 0; i < saved->nr_devices; i++)
-		if (!is_vcpus(saved->devices[i]) && !has_section(&now_, saved->devices[i]))
-			differ(d, "the device of state %s is missing: add it", saved->devices[i]);
+		if (!is_vcpus(saved->devices[i].name) && !has_section(&now_, saved->devices[i].name))
+			differ(d, "the device of state %s is missing: add it", saved->devices[i].name);
 	for (i = 0; i < now_.nr_devices; i++)
-		if (!is_vcpus(now_.devices[i]) && !has_section(saved, now_.devices[i]))
-			differ(d, "device state %s is not in the file: leave the device out", now_.devices[i]);
+		if (!is_vcpus(now_.devices[i].name) && !has_section(saved, now_.devices[i].name))
+			differ(d, "device state %s is not in the file: leave the device out", now_.devices[i].name);
 	snap_free(&now_);
 	return 0;
 }

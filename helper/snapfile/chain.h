@@ -74,6 +74,15 @@ int chain_copy(const struct chain *chain, int from, size_t first, size_t last, i
 	       int (*progress)(uint64_t bytes, void *data), void *data, struct error *err);
 
 /*
+ * Copy what @generation, in the file @from, has of @length bytes at @offset of block @block, both
+ * multiples of 4096, to @to at @at; where it has nothing, nothing is written.  @progress as above, *done
+ * is what it counts.
+ */
+int generation_copy(const struct generation *generation, int from, const char *block, uint64_t offset,
+		    uint64_t length, int to, uint64_t at, int (*progress)(uint64_t bytes, void *data), void *data,
+		    uint64_t *done, struct error *err);
+
+/*
  * Write to the empty file @to a stream of @generation, which is in the file @from, that loads all but
  * the pages of the blocks for which @without says so: these are there already.
  */

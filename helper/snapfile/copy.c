@@ -54,22 +54,24 @@ static int copy_range(struct copy *copy, uint64_t from, uint64_t to, uint64_t le
 	return 0;
 }
 
-/* The pages of a part, to where @to is in the copy; their bits are set there too. */
-static int copy_part(struct copy *copy, const struct snap_block *part, struct snap_block *to, uint64_t base)
+/* Pages [@first, @end) of a part to @to; their bits are set in @copied, if that is not NULL. */
+static int copy_part(struct copy *copy, const struct snap_block *part, uint64_t first, uint64_t end, uint64_t to,
+		     uint8_t *copied)
 {
-	uint64_t page, first, pages = part->length / SNAP_PAGE;
+	uint64_t page, run;
 	int ret = 0;
 
-	for (page = 0; page < pages && !ret; page++) {
+	for (page = first; page < end && !ret; page++) {
 		if (!part->bitmap[page / 8]) {
 			page |= 7;
 			continue;
 		}
-		for (first = page; page < pages && snap_has_page(part, page); page++)
-			to->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
-		if (page > first)
-			ret = copy_range(copy, part->pages_offset + first * SNAP_PAGE,
-					 base + to->pages_offset + first * SNAP_PAGE, (page - first) * SNAP_PAGE);
+		for (run = page; page < end && snap_has_page(part, page); page++)
+			if (copied)
+				copied[page / 8] |= (uint8_t)(1 << page % 8);
+		if (page > run)
+			ret = copy_range(copy, part->pages_offset + run * SNAP_PAGE,
+					 to + (run - first) * SNAP_PAGE, (page - run) * SNAP_PAGE);
 	}
 	return ret;
 }
@@ -124,7 +126,8 @@ static int copy_pages(struct copy *copy, const struct generation *from, struct s
 		struct snap_block *block = find(to, part->name);
 
 		if (part->pages_offset >= oldest && block)
-			ret = copy_part(copy, part, block, base);
+			ret = copy_part(copy, part, 0, part->length / SNAP_PAGE, base + block->pages_offset,
+					block->bitmap);
 	}
 	return ret;
 }
@@ -261,6 +264,29 @@ int generation_stream(const struct generation *generation, int from,
 	if (devices >= 0)
 		close(devices);
 	snap_free(&snap);
+	return ret;
+}
+
+int generation_copy(const struct generation *generation, int from, const char *block, uint64_t offset,
+		    uint64_t length, int to, uint64_t at, int (*progress)(uint64_t bytes, void *data), void *data,
+		    uint64_t *done, struct error *err)
+{
+	struct copy copy = {
+		.from = from, .to = to, .done = *done, .progress = progress, .data = data, .err = err,
+	};
+	const struct snapfile *snap = &generation->snap;
+	uint64_t first = offset / SNAP_PAGE, end;
+	size_t i;
+	int ret = 0;
+
+	for (i = 0; i < snap->nr_blocks && !ret; i++) {
+		if (strcmp(snap->blocks[i].name, block))
+			continue;
+		/* A part of another generation's may be shorter. */
+		end = snap->blocks[i].length < offset + length ? snap->blocks[i].length : offset + length;
+		ret = copy_part(&copy, &snap->blocks[i], first, end / SNAP_PAGE, at, NULL);
+	}
+	*done = copy.done;
 	return ret;
 }
 

@@ -122,22 +122,25 @@ static bool plausible_section(const uint8_t *p, size_t len)
 	       is_printable(p + 6, p[5]);
 }
 
-/* A section: the length of its name, the name, and its instance. */
-static int add_device(struct snapfile *snap, const uint8_t *section)
+/* A section: the length of its name, the name, its instance and version, and @length bytes at @offset. */
+static int add_device(struct snapfile *snap, const uint8_t *section, uint64_t offset, uint64_t length)
 {
-	char **more = realloc(snap->devices, (snap->nr_devices + 1) * sizeof(*more));
+	struct snap_device *more = realloc(snap->devices, (snap->nr_devices + 1) * sizeof(*more));
+	struct snap_device *device;
 	uint32_t instance;
 	int ret;
 
 	if (!more)
 		return -ENOMEM;
 	snap->devices = more;
+	device = &more[snap->nr_devices];
+	*device = (struct snap_device){ .offset = offset, .length = length };
 	memcpy(&instance, section + 1 + section[0], 4);
 	instance = be32toh(instance);
 	if (instance)
-		ret = asprintf(&more[snap->nr_devices], "%.*s#%u", section[0], section + 1, instance);
+		ret = asprintf(&device->name, "%.*s#%u", section[0], section + 1, instance);
 	else
-		ret = asprintf(&more[snap->nr_devices], "%.*s", section[0], section + 1);
+		ret = asprintf(&device->name, "%.*s", section[0], section + 1);
 	snap->nr_devices += ret >= 0;
 	return ret < 0 ? -ENOMEM : 0;
 }
@@ -149,7 +152,7 @@ static int add_device(struct snapfile *snap, const uint8_t *section)
 static void parse_devices(struct reader *r, struct snapfile *snap)
 {
 	size_t len = (size_t)(r->size - r->pos < MAX_DEVICES ? r->size - r->pos : MAX_DEVICES);
-	uint8_t *data, *p, *end, *q;
+	uint8_t *data, *p, *end, *q, *contents;
 
 	data = malloc(len ? len : 1);
 	if (!data) {
@@ -170,16 +173,18 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 			snap->devices_end = ++r->pos;
 			break;
 		}
-		if (add_device(snap, p + 5)) {
-			r->ret = error_set(r->err, ENOMEM, "out of memory");
-			break;
-		}
-		for (q = p + 6 + p[5] + 8; q + 5 < end; q++)
+		contents = p + 6 + p[5] + 8;
+		for (q = contents; q + 5 < end; q++)
 			if (*q == QEMU_VM_SECTION_FOOTER && !memcmp(q + 1, p + 1, 4) &&
 			    plausible_section(q + 5, (size_t)(end - q - 5)))
 				break;
 		if (q + 5 >= end) {
 			reader_fail(r, "a device section without its end");
+			break;
+		}
+		if (add_device(snap, p + 5, snap->devices_offset + (uint64_t)(contents - data),
+			       (uint64_t)(q - contents))) {
+			r->ret = error_set(r->err, ENOMEM, "out of memory");
 			break;
 		}
 		p = q + 5;
@@ -194,6 +199,18 @@ static void parse_description(struct reader *r)
 		return;
 	reader_get8(r);
 	reader_skip(r, reader_get32(r));
+}
+
+/* What follows RAM, to the end. */
+static int parse_tail(struct reader *r, struct snapfile *snap)
+{
+	if (!r->ret)
+		parse_devices(r, snap);
+	parse_description(r);
+	snap->size = r->pos;
+	if (r->ret)
+		snap_free(snap);
+	return r->ret;
 }
 
 /* How long the file is, and how much of it takes room on the disk. */
@@ -253,13 +270,7 @@ int snap_parse(struct snapfile *snap, int fd, uint64_t offset, struct error *err
 	}
 	if (!r.ret && !snap->nr_blocks)
 		reader_fail(&r, "no RAM");
-	if (!r.ret)
-		parse_devices(&r, snap);
-	parse_description(&r);
-	snap->size = r.pos;
-	if (r.ret)
-		snap_free(snap);
-	return r.ret;
+	return parse_tail(&r, snap);
 }
 
 int snap_parse_devices(struct snapfile *snap, int fd, uint64_t offset, struct error *err)
@@ -270,13 +281,7 @@ int snap_parse_devices(struct snapfile *snap, int fd, uint64_t offset, struct er
 	file_size(&r);
 	if (r.pos > r.size)
 		reader_fail(&r, "it ends before that");
-	if (!r.ret)
-		parse_devices(&r, snap);
-	parse_description(&r);
-	snap->size = r.pos;
-	if (r.ret)
-		snap_free(snap);
-	return r.ret;
+	return parse_tail(&r, snap);
 }
 
 void snap_free(struct snapfile *snap)
@@ -286,7 +291,7 @@ void snap_free(struct snapfile *snap)
 	for (i = 0; i < snap->nr_blocks; i++)
 		free(snap->blocks[i].bitmap);
 	for (i = 0; i < snap->nr_devices; i++)
-		free(snap->devices[i]);
+		free(snap->devices[i].name);
 	free(snap->blocks);
 	free(snap->devices);
 	*snap = (struct snapfile){ 0 };

@@ -36,6 +36,12 @@ struct snap_block {
 	uint8_t *bitmap;		/* snap_bitmap_bytes(length) bytes, or NULL */
 };
 
+/* A section of device state, whose contents only QEMU knows in full. */
+struct snap_device {
+	char *name;			/* with #instance unless that is 0 */
+	uint64_t offset, length;	/* of what is in it */
+};
+
 struct snapfile {
 	char machine[128];
 	struct snap_block *blocks;
@@ -43,7 +49,7 @@ struct snapfile {
 	uint64_t ram_end;		/* where the RAM section goes on behind the last block */
 	uint64_t devices_offset;	/* first device section */
 	uint64_t devices_end;		/* behind QEMU_VM_EOF; parsed files only */
-	char **devices;			/* sections: names, with #instance unless it is 0; parsed files only */
+	struct snap_device *devices;	/* parsed files only */
 	size_t nr_devices;
 	uint64_t size;			/* where the stream ends in the file */
 	bool described;			/* what snap_write() is given has QEMU's own description at its end */

@@ -17,12 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	r.err = &err;
 	if (!reader_open_pipe(&r.in, in, &err))
 		receive(&r, path, true, SYNC_NONE);
-	target_close(&r.target);
-	if (r.fd >= 0)
-		close(r.fd);
-	reader_close(&r.in);
-	snap_free(&r.snap);
-	free(r.buffers);
+	receive_close(&r);
 	close(in);
 	unlink(path);
 	return 0;

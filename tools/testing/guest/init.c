@@ -10,7 +10,8 @@
  * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
  * there; disk=0|1 read the first disk into memory, past the page cache (0); net=0|1 receive
  * what comes by eth0 (0); video=0|1 change the video mode and write into the frame buffer again
- * and again (0); online=0|1 use CPUs as they are plugged in (0).
+ * and again (0); online=0|1 use CPUs as they are plugged in (0); symbol=NAME say where it is in the
+ * kernel.
  *
  * Modules in /modules are loaded first, in the order of their names.
  */
@@ -251,6 +252,22 @@ static void load_modules(void)
 	}
 }
 
+/* "guest: symbol ADDRESS NAME". */
+static void print_symbol(void)
+{
+	char line[512], wanted[128], *name, *p = strstr(cmdline, "symbol=");
+	FILE *in = p ? fopen("/proc/kallsyms", "r") : NULL;
+
+	if (!in || sscanf(p, "symbol=%127s", wanted) != 1)
+		return;
+	while (fgets(line, sizeof(line), in)) {
+		name = strrchr(line, ' ');
+		if (name && strlen(wanted) + 2 == strlen(name) && !strncmp(name + 1, wanted, strlen(wanted)))
+			printf("guest: symbol %.16s %s\n", line, wanted);
+	}
+	fclose(in);
+}
+
 int main(void)
 {
 	unsigned long pages, zero, seed, tick, step, i;
@@ -282,6 +299,7 @@ int main(void)
 	thp = arg("thp", 1);
 
 	load_modules();
+	print_symbol();
 	counts = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	mem = map(pages * PAGE + 1, thp);
 	for (i = 0; i < pages; i++)

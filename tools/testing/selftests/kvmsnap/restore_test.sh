@@ -9,6 +9,7 @@ dir=${KVMSNAP_DIR:?}
 guest_kill_all() {
 	local qemu
 	for qemu in "$work"/*.qemu; do
+		[ -e "$qemu" ] || continue
 		kill -9 "$(cat "$qemu")" 2>/dev/null || true
 		rm -f "$qemu"
 	done
@@ -342,6 +343,71 @@ usage_errors() {
 	done
 }
 
+# pmem NAME FILE ADDRESS SIZE: guest-physical memory, by QEMU.
+pmem() {
+	qmp "$1" "{\"execute\":\"pmemsave\",\"arguments\":{\"val\":$(($3)),\"size\":$(($4)),\"filename\":\"$2\"}}" | grep -q '"return"'
+}
+
+# A core's bytes and registers are QEMU's, and gdb finds the kernel's own words where the kernel says.
+exported() {
+	local mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m ${mem}M) banner n
+	guest_kill_all
+	rm -f "$dir"/snap* "$dir"/*.snap "$dir"/pmem*
+	guest_start a "$work_args symbol=linux_banner" "${args[@]}"
+	guest_goes_on a
+	# Twice: pages of the second are in two images.
+	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/snap" --quiet
+	guest_goes_on a
+	kvmsnap save --last --qmp "$work/a.qmp" --output "$dir/snap" --stay-stopped
+	pmem a "$dir/pmem.low" $mib 127*mib
+	pmem a "$dir/pmem.high" 4096*mib 32*mib
+
+	kvmsnap export --format raw "$dir/snap" "$dir/raw"
+	[ "$(stat -c %s "$dir/raw")" = $(((4096 + 32) * mib)) ]
+	cmp -i $mib:0 -n $((127 * mib)) "$dir/raw" "$dir/pmem.low"
+	cmp -i $((4096 * mib)):0 -n $((32 * mib)) "$dir/raw" "$dir/pmem.high"
+	kvmsnap export --format raw --block pc.ram "$dir/snap" "$dir/raw.block"
+	cmp -i $((128 * mib)):0 -n $((32 * mib)) "$dir/raw.block" "$dir/pmem.high"
+	rm "$dir"/raw*
+
+	kvmsnap export --format elf "$dir/snap" "$dir/core"
+	banner=$(sed -n 's/^guest: symbol \([0-9a-f]*\) linux_banner.*/\1/p' "$work/a.console")
+	gdb -batch -ex "core $dir/core" -ex "dump binary memory $dir/gdb.low $mib 128*$mib" \
+		-ex "dump binary memory $dir/gdb.high 4096L*$mib (4096L+32)*$mib" \
+		-ex "printf \"banner: %s\n\", (char *)0x$banner" \
+		-ex 'thread apply all -ascending printf "rip %lx rsp %lx cs %x\n", $rip, $rsp, $cs' >"$work/gdb" 2>&1
+	cat "$work/gdb"
+	cmp "$dir/gdb.low" "$dir/pmem.low"
+	cmp "$dir/gdb.high" "$dir/pmem.high"
+	grep -qF "banner: Linux version $(guest_release) " "$work/gdb"
+	qmp a '{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}' |
+		jq -r 'select(.return) | .return' | tr -d '\r' >"$work/registers"
+	for n in $(grep -oE '^rip [0-9a-f]+' "$work/gdb" | cut -d' ' -f2); do
+		grep -qi "RIP=0*$n " "$work/registers"
+	done
+	[ "$(grep -c '^rip' "$work/gdb")" = 2 ]
+	rm -f "$dir"/gdb* "$dir"/pmem* "$dir/core"
+	guest_kill_all
+}
+
+# Main memory in two blocks, whose order the file does not tell.
+exported_nodes() {
+	local args=(-machine q35 -m ${mem}M -object memory-backend-ram,id=m0,size=$((mem / 2))M
+		-object memory-backend-ram,id=m1,size=$((mem / 2))M -numa node,memdev=m0 -numa node,memdev=m1)
+	make_file "${args[@]}"
+	! kvmsnap export --format elf "$dir/snap" "$dir/core" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'name them in their order, as in --ram m0,m1' "$work/error"
+	[ ! -e "$dir/core" ]
+	! kvmsnap export --format raw --ram m0 "$dir/snap" "$dir/raw" || return 1
+	! kvmsnap export --format raw --ram m0,m2 "$dir/snap" "$dir/raw" || return 1
+	kvmsnap export --format elf --ram m0,m1 "$dir/snap" "$dir/core"
+	! kvmsnap export --format elf --ram m0,m1 "$dir/snap" "$dir/core" || return 1
+	kvmsnap export --format raw --ram m0,m1 --force "$dir/snap" "$dir/core"
+	[ "$(stat -c %s "$dir/core")" = $((mem << 20)) ]
+	rm "$dir/core"
+}
+
 tap_case "usage errors" usage_errors
 tap_case "loaded, pc" loaded -m ${mem}M
 tap_case "loaded, q35, 2 vCPUs" loaded -machine q35 -smp 2 -m ${mem}M
@@ -353,6 +419,8 @@ tap_case "instant, from a block device" instant_from_device
 tap_case "instant, of appended and of QEMU's files" instant_of_others
 tap_case "not like the one that was saved" mismatches
 tap_case "printed" printed
+tap_case "exported to gdb" exported
+tap_case "exported, NUMA nodes" exported_nodes
 tap_case "received, live" received live -m ${mem}M
 tap_case "received, stopped, q35" received stopped -machine q35 -smp 2 -m ${mem}M
 tap_case "receive fails: the guest runs on" receive_fails
