@@ -56,13 +56,20 @@ static inline int kvmsnap_kvm_nr_as(struct kvm *kvm)
 #endif
 }
 
+/* sparse has no __has_include. */
+#ifdef __has_include
+#if __has_include(<linux/sched/exec_state.h>)
+#define KVMSNAP_EXEC_STATE
+#endif
+#endif
+
 /*
  * The user namespace that owns an mm moved to the task, out of a module's reach.  There
  * only the initial namespace's capability counts, which is stricter.
  */
 static inline struct user_namespace *kvmsnap_mm_user_ns(struct mm_struct *mm)
 {
-#if __has_include(<linux/sched/exec_state.h>)
+#ifdef KVMSNAP_EXEC_STATE
 	return &init_user_ns;
 #else
 	return mm->user_ns;

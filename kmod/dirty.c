@@ -71,7 +71,7 @@ void kvmsnap_dirty_mark(struct kvmsnap_session *session, struct kvmsnap_region *
 void kvmsnap_dirty_mark_hva(struct kvmsnap_session *session, u64 start, u64 end)
 {
 	/* Pairs with the release in kvmsnap_session_add_region(). */
-	u32 i, nr = smp_load_acquire(&session->nr_regions);
+	u32 i, nr = kvmsnap_session_nr_regions(session);
 
 	for (i = 0; i < nr; i++) {
 		struct kvmsnap_region *region = session->regions[i];
@@ -118,7 +118,7 @@ void kvmsnap_dirty_mark_written(struct kvmsnap_session *session, struct kvmsnap_
 /* Put all pages into the set.  Process context. */
 void kvmsnap_dirty_mark_all(struct kvmsnap_session *session)
 {
-	u32 i, nr = smp_load_acquire(&session->nr_regions);
+	u32 i, nr = kvmsnap_session_nr_regions(session);
 
 	for (i = 0; i < nr; i++)
 		kvmsnap_dirty_mark_region(session, session->regions[i]);

@@ -31,12 +31,12 @@
 struct kvmsnap_vm {
 	struct mmu_notifier notifier;	/* holds mm */
 	struct mm_struct *mm;
-	pid_t pid;			/* of the process that made the VM, in the initial namespace */
+	pid_t pid;			/* of the VM's maker, in the initial namespace */
 	const struct kvmsnap_vm_ops *ops;
 	void *data;
 
-	spinlock_t lock;
-	struct file *file;		/* @lock; NULL once the address space is gone */
+	spinlock_t lock;		/* of @file */
+	struct file *file;		/* NULL once the address space is gone */
 
 	const struct kvm *observed;	/* to know its events by; NULL when there are none */
 };
@@ -322,7 +322,8 @@ int kvmsnap_vm_each_slot(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
 			u64 start = memslot->userspace_addr;
 
 			if (!err && !(memslot->flags & KVM_MEM_READONLY))
-				err = slot(data, start, start + ((u64)memslot->npages << PAGE_SHIFT),
+				err = slot(data, start,
+					   start + ((u64)memslot->npages << PAGE_SHIFT),
 					   memslot->flags & KVM_MEM_LOG_DIRTY_PAGES);
 		}
 	}
@@ -610,9 +611,10 @@ static int kvmsnap_find_module_events(struct notifier_block *block, unsigned lon
 	struct module *module = ((struct tp_module *)data)->mod;
 	unsigned int i;
 
-	if (action == MODULE_STATE_COMING && !strcmp(module->name, "kvm"))
-		for (i = 0; i < module->num_tracepoints; i++)
-			kvmsnap_find_event(tracepoint_ptr_deref(&module->tracepoints_ptrs[i]), NULL);
+	if (action != MODULE_STATE_COMING || strcmp(module->name, "kvm"))
+		return NOTIFY_OK;
+	for (i = 0; i < module->num_tracepoints; i++)
+		kvmsnap_find_event(tracepoint_ptr_deref(&module->tracepoints_ptrs[i]), NULL);
 	return NOTIFY_OK;
 }
 

@@ -38,7 +38,7 @@ static void kvmsnap_genl_sample(struct kvmsnap_session *session, u64 first, u64 
 				u32 *set, u32 *looked)
 {
 	u64 step = max_t(u64, (last - first) / KVMSNAP_MAP_SAMPLES, BITS_PER_LONG);
-	u32 i = 0, nr = smp_load_acquire(&session->nr_regions);
+	u32 i = 0, nr = kvmsnap_session_nr_regions(session);
 	u64 base = 0, page;
 
 	*set = 0;
@@ -61,7 +61,7 @@ static void kvmsnap_genl_sample(struct kvmsnap_session *session, u64 first, u64 
 static int kvmsnap_genl_put_map(struct sk_buff *skb, struct kvmsnap_session *session)
 {
 	u64 pages = 0, cell;
-	u32 i, nr = smp_load_acquire(&session->nr_regions), set, looked;
+	u32 i, nr = kvmsnap_session_nr_regions(session), set, looked;
 	u8 map[KVMSNAP_GENL_MAP_CELLS];
 
 	for (i = 0; i < nr; i++)

@@ -109,6 +109,7 @@ void kvmsnap_observer_reset(struct kvmsnap_session *session, u32 vcpu, u32 index
 	closed = log->reset;
 	log->reset = index;
 	/* Pairs with kvmsnap_observer_pushed(). */
+	/* The entries before it are written. */
 	pushed = smp_load_acquire(&log->pushed);
 	if (log->live && (s32)(closed - pushed) > 0)
 		closed = pushed;
@@ -130,6 +131,7 @@ static void kvmsnap_log_mark_open(struct kvmsnap_session *session, struct kvmsna
 	u32 from, to, pushed;
 
 	raw_spin_lock(&log->lock);
+	/* The entries before it are written. */
 	pushed = smp_load_acquire(&log->pushed);
 	for (from = log->marked; from != pushed; from = to) {
 		/* Closed and marked since? */
@@ -287,7 +289,8 @@ int kvmsnap_observer_start(struct kvmsnap_session *session)
 	if (err)
 		goto err_free;
 	/* What logs from here on, and did not before, is known from its beginning. */
-	err = kvmsnap_vm_each_slot(session->vm, &session->ring.batch, kvmsnap_observer_slot, session);
+	err = kvmsnap_vm_each_slot(session->vm, &session->ring.batch, kvmsnap_observer_slot,
+				   session);
 	if (err)
 		goto err_ignore;
 	return 0;

@@ -88,7 +88,7 @@ static unsigned long kvmsnap_entries_run(struct mm_struct *mm, unsigned long add
 	p4d_t *p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
-	spinlock_t *ptl;
+	spinlock_t *ptl;	/* the page table's */
 	pte_t *pte;
 
 	mmap_assert_locked(mm);
@@ -191,7 +191,8 @@ static long kvmsnap_pages_get_shmem(struct vm_area_struct *vma, unsigned long st
 		if (!xa_find(&mapping->i_pages, &next, last, XA_PRESENT))
 			next = last + 1;
 		if (next > first)
-			return kvmsnap_untouched(pages, min(end - start, (next - first) << PAGE_SHIFT));
+			return kvmsnap_untouched(pages, min(end - start,
+							    (next - first) << PAGE_SHIFT));
 		while (next <= last && xa_load(&mapping->i_pages, next))
 			next++;
 		end = min(end, start + ((next - first) << PAGE_SHIFT));

@@ -81,7 +81,8 @@ static bool kvmsnap_worker_next_chunk(struct kvmsnap_session *session,
 	worker->next = 0;
 	/* Before the first look at the pages. */
 	if (region->dirty)
-		kvmsnap_dirty_take(session, region, worker->first_page, worker->nr_pages, pass->kind);
+		kvmsnap_dirty_take(session, region, worker->first_page, worker->nr_pages,
+				   pass->kind);
 	return true;
 }
 
@@ -203,7 +204,8 @@ static struct page *kvmsnap_worker_stage(struct kvmsnap_session *session,
 {
 	if (page == ZERO_PAGE(0))
 		return page;
-	if (kvmsnap_stage_add(&session->stage, worker, worker->first_page + worker->next, page, hash)) {
+	if (kvmsnap_stage_add(&session->stage, worker, worker->first_page + worker->next, page,
+			      hash)) {
 		worker->pages_staged++;
 		return NULL;
 	}
@@ -290,7 +292,8 @@ static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_
 	worker->pages_staged = 0;
 
 	if (!err && fill_err && fill_err != -EAGAIN)
-		kvmsnap_session_fail(session, fill_err, session->target_offset + worker->region->offset +
+		kvmsnap_session_fail(session, fill_err,
+				     session->target_offset + worker->region->offset +
 				     ((worker->first_page + worker->filled) << PAGE_SHIFT));
 	err = err ?: fill_err;
 	if (!err)

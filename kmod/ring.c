@@ -151,7 +151,8 @@ int kvmsnap_ring_harvest(struct kvmsnap_session *session)
 	ring->asked = wanted;
 	spin_unlock(&session->state_lock);
 	wake_up_all(&ring->kick);
-	if (wait_event_killable(ring->wait, READ_ONCE(ring->done) >= wanted || READ_ONCE(ring->over)))
+	if (wait_event_killable(ring->wait,
+				READ_ONCE(ring->done) >= wanted || READ_ONCE(ring->over)))
 		return -EINTR;
 	if (READ_ONCE(ring->over))
 		return -ESRCH;
@@ -163,7 +164,7 @@ static int kvmsnap_ring_slot(void *data, u64 start, u64 end, bool logs)
 {
 	struct kvmsnap_session *session = data;
 	/* Pairs with the release in kvmsnap_session_add_region(). */
-	u32 i, nr = smp_load_acquire(&session->nr_regions);
+	u32 i, nr = kvmsnap_session_nr_regions(session);
 
 	for (i = 0; i < nr; i++) {
 		struct kvmsnap_region *region = session->regions[i];
@@ -181,7 +182,10 @@ int kvmsnap_ring_check_logging(struct kvmsnap_session *session)
 	return kvmsnap_vm_each_slot(session->vm, NULL, kvmsnap_ring_slot, session);
 }
 
-/* Is what must be seen seen?  session->lock held.  An errno that QUEUE documents. */
+/*
+ * Does the tracking see all that a pass of @kind needs?  session->lock held.  An errno that QUEUE
+ * documents.
+ */
 int kvmsnap_ring_check(struct kvmsnap_session *session, enum kvmsnap_pass_kind kind)
 {
 	int err;
@@ -227,20 +231,22 @@ static int kvmsnap_ring_start_owner(struct kvmsnap_session *session, struct task
 {
 	struct kvmsnap_ring *ring = &session->ring;
 	struct kvmsnap_batch *batch = &ring->batch;
-	int err;
+	int err, own;
 
 	if (!batch->entries) {
-		batch->entries = __vmalloc(array_size(KVMSNAP_BATCH_ENTRIES, sizeof(*batch->entries)),
+		batch->entries = __vmalloc(array_size(KVMSNAP_BATCH_ENTRIES,
+						      sizeof(*batch->entries)),
 					   GFP_KERNEL_ACCOUNT);
 		if (!batch->entries)
 			return -ENOMEM;
 		batch->max = KVMSNAP_BATCH_ENTRIES;
 	}
-	if (wait_event_killable(kvmsnap_owners_wait,
-				(err = kvmsnap_ring_try_own(session)) != -EAGAIN))
-		return -EINTR;
+	err = wait_event_killable(kvmsnap_owners_wait,
+				  (own = kvmsnap_ring_try_own(session)) != -EAGAIN);
 	if (err)
-		return err;
+		return -EINTR;
+	if (own)
+		return own;
 	err = kvmsnap_vm_each_slot(session->vm, batch, kvmsnap_ring_slot, session);
 	if (err)
 		goto err_disown;

@@ -44,6 +44,7 @@ struct kvmsnap_ring {
 /* Is there a dirty set?  What it needs is then in place. */
 static inline bool kvmsnap_ring_tracking(const struct kvmsnap_ring *ring)
 {
+	/* What track() has set up is seen with it. */
 	return smp_load_acquire(&ring->mode);
 }
 

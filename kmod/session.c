@@ -30,7 +30,7 @@
 #include "trace.h"
 
 LIST_HEAD(kvmsnap_sessions);
-DEFINE_MUTEX(kvmsnap_sessions_lock);
+DEFINE_MUTEX(kvmsnap_sessions_lock);	/* of the list */
 static u32 kvmsnap_last_id;		/* kvmsnap_sessions_lock */
 
 #define KVMSNAP_NO_OFFSET	(~0ULL)
@@ -129,7 +129,8 @@ static void kvmsnap_session_event(struct kvmsnap_session *session, enum kvmsnap_
 	struct kvmsnap_stats stats = { 0 };
 
 	kvmsnap_session_fill_stats(session, &stats);
-	kvmsnap_netlink_event(event, session->id, session->owner, READ_ONCE(session->vm_pid), &stats);
+	kvmsnap_netlink_event(event, session->id, session->owner, READ_ONCE(session->vm_pid),
+			      &stats);
 }
 
 /* The VM's address space is gone; called by kvm.c. */
@@ -531,7 +532,7 @@ int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
 	arg->region_id = region->id;
 	session->total_pages += region->nr_pages;
 	session->regions[region->id] = region;
-	/* Pairs with kvmsnap_dirty_mark_hva(): from here on its pages are marked. */
+	/* Pairs with kvmsnap_session_nr_regions(): from here on its pages are marked. */
 	smp_store_release(&session->nr_regions, region->id + 1);
 	if (region->dirty)
 		kvmsnap_dirty_mark_region(session, region);
@@ -822,7 +823,8 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	if (arg->reserved || arg->first_page % 64 || !arg->nr_pages || hweight32(arg->flags) > 1)
 		return -EINVAL;
 
-	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page, arg->nr_pages);
+	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page,
+					     arg->nr_pages);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	bitmap = arg->flags & KVMSNAP_BITMAP_DIRTY ? region->dirty :
@@ -843,7 +845,8 @@ int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 		return -EOPNOTSUPP;
 	if (arg->reserved || !arg->nr_pages)
 		return -EINVAL;
-	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page, arg->nr_pages);
+	region = kvmsnap_session_lock_region(session, arg->region_id, arg->first_page,
+					     arg->nr_pages);
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	BUILD_BUG_ON(sizeof(arg->key) != sizeof(session->ring.key));

@@ -53,7 +53,7 @@ struct kvmsnap_session {
 	pid_t vm_pid;			/* shown; 0 before bind; read without @lock */
 	u64 memory;			/* bytes we hold, likewise */
 
-	spinlock_t state_lock;
+	spinlock_t state_lock;		/* what says so below */
 	enum kvmsnap_state state;	/* @state_lock */
 	bool vm_gone;			/* @state_lock */
 	bool closed;			/* @state_lock: its file is */
@@ -99,6 +99,13 @@ int kvmsnap_session_set_phase(struct kvmsnap_session *session, void *data);
 int kvmsnap_session_set_eventfd(struct kvmsnap_session *session, void *data);
 __poll_t kvmsnap_session_poll(struct kvmsnap_session *session, struct file *file,
 			      struct poll_table_struct *wait);
+
+/* How many regions there are, for who does not hold session->lock: these are whole. */
+static inline u32 kvmsnap_session_nr_regions(const struct kvmsnap_session *session)
+{
+	/* Pairs with kvmsnap_session_add_region(). */
+	return smp_load_acquire(&session->nr_regions);
+}
 
 /* All sessions, in the order of their ids. */
 extern struct list_head kvmsnap_sessions;

@@ -419,7 +419,8 @@ void kvmsnap_writer_destroy(struct kvmsnap_session *session)
 int kvmsnap_writer_module_init(void)
 {
 	/* WQ_MEM_RECLAIM: finishing writes is what frees pages when memory is short. */
-	kvmsnap_done_wq = alloc_workqueue("kvmsnap_done", WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
+	kvmsnap_done_wq = alloc_workqueue("kvmsnap_done",
+					  WQ_UNBOUND | WQ_HIGHPRI | WQ_MEM_RECLAIM, 0);
 	return kvmsnap_done_wq ? 0 : -ENOMEM;
 }
 

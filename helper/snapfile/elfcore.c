@@ -134,7 +134,7 @@ static int write_head(const struct guest *guest, const struct guest_mapping *map
 		      uint64_t *pages)
 {
 	size_t nr = 1 + guest->nr_ranges + nr_mappings, i;
-	Elf64_Phdr *segments = calloc(nr, sizeof(*segments)), *next = segments + 1;
+	Elf64_Phdr *segments = calloc(nr, sizeof(*segments)), *next;
 	Elf64_Ehdr head = {
 		.e_ident = { ELFMAG0, ELFMAG1, ELFMAG2, ELFMAG3, ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
 		.e_type = ET_CORE, .e_machine = EM_X86_64, .e_version = EV_CURRENT, .e_phoff = sizeof(head),
@@ -146,6 +146,7 @@ static int write_head(const struct guest *guest, const struct guest_mapping *map
 	if (!ret) {
 		*pages = snap_round_up(notes + bytes, SNAP_ALIGN);
 		segments[0] = (Elf64_Phdr){ .p_type = PT_NOTE, .p_offset = notes, .p_filesz = bytes, .p_memsz = bytes };
+		next = segments + 1;
 		for (i = 0; i < guest->nr_ranges; i++)
 			*next++ = load(guest->range[i].phys, guest->range[i].phys, guest->range[i].length,
 				       place(guest, *pages, guest->range[i].phys));

@@ -56,11 +56,10 @@ static void parse_block(struct reader *r, struct snapfile *snap)
 		return;
 	}
 	more = realloc(snap->blocks, (snap->nr_blocks + 1) * sizeof(*more));
-	if (more) {
+	if (more)
 		snap->blocks = more;
-		block.bitmap = malloc(bitmap_bytes);
-	}
-	if (!more || !block.bitmap) {
+	block.bitmap = more ? malloc(bitmap_bytes) : NULL;
+	if (!block.bitmap) {
 		r->ret = error_set(r->err, ENOMEM, "out of memory");
 		return;
 	}

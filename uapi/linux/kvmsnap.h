@@ -120,6 +120,7 @@ struct kvmsnap_info {
 	__u32 reserved;
 	__aligned_u64 max_bytes;
 };
+
 #define KVMSNAP_INFO _IO(KVMSNAP_TYPE, KVMSNAP_CMD_INFO)
 
 /**
@@ -141,6 +142,7 @@ struct kvmsnap_bind_vm {
 	__s32 vm_fd;
 	__u32 reserved;
 };
+
 #define KVMSNAP_BIND_VM _IO(KVMSNAP_TYPE, KVMSNAP_CMD_BIND_VM)
 
 /**
@@ -184,6 +186,7 @@ struct kvmsnap_set_target {
 	__u32 reserved;
 	__aligned_u64 offset;
 };
+
 #define KVMSNAP_SET_TARGET _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_TARGET)
 
 /**
@@ -222,6 +225,7 @@ struct kvmsnap_add_region {
 	__u32 region_id;
 	__u32 reserved;
 };
+
 #define KVMSNAP_ADD_REGION _IO(KVMSNAP_TYPE, KVMSNAP_CMD_ADD_REGION)
 
 /**
@@ -293,9 +297,9 @@ enum kvmsnap_queue_flags {
  * tracking they need, or a memslot under a region doesn't log dirty pages; ESTALE somebody
  * else has harvested the dirty rings, what was written is not known any more, and a new
  * session is needed; EOPNOTSUPP logging leaves pages unprotected; ENOMEM; EBUSY a pass is
- * running; EFBIG the target ends before the last region; EDEADLK the target is mapped as guest memory; ESRCH VM's process
- * gone; ENOENT a range names no region; ERANGE it ends outside; in KVMSNAP_STATE_FAILED
- * the error that led there.
+ * running; EFBIG the target ends before the last region; EDEADLK the target is mapped as
+ * guest memory; ESRCH VM's process gone; ENOENT a range names no region; ERANGE it ends
+ * outside; in KVMSNAP_STATE_FAILED the error that led there.
  */
 struct kvmsnap_queue {
 	__u32 size;
@@ -306,6 +310,7 @@ struct kvmsnap_queue {
 	__aligned_u64 pass;
 	__aligned_u64 bytes_per_second;
 };
+
 #define KVMSNAP_QUEUE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_QUEUE)
 
 /**
@@ -345,6 +350,7 @@ struct kvmsnap_wait {
 	__aligned_u64 error_offset;
 	__aligned_u64 pass;
 };
+
 #define KVMSNAP_WAIT _IO(KVMSNAP_TYPE, KVMSNAP_CMD_WAIT)
 
 /**
@@ -359,6 +365,7 @@ struct kvmsnap_cancel {
 	__u32 size;
 	__u32 flags;
 };
+
 #define KVMSNAP_CANCEL _IO(KVMSNAP_TYPE, KVMSNAP_CMD_CANCEL)
 
 /**
@@ -418,6 +425,7 @@ struct kvmsnap_stats {
 	__u32 reserved;
 	__aligned_u64 pause_ns;
 };
+
 #define KVMSNAP_STATS _IO(KVMSNAP_TYPE, KVMSNAP_CMD_STATS)
 
 /**
@@ -454,6 +462,7 @@ struct kvmsnap_get_bitmap {
 	__aligned_u64 nr_pages;
 	__aligned_u64 data;
 };
+
 #define KVMSNAP_GET_BITMAP _IO(KVMSNAP_TYPE, KVMSNAP_CMD_GET_BITMAP)
 
 /**
@@ -474,6 +483,7 @@ struct kvmsnap_set_eventfd {
 	__s32 fd;
 	__u32 reserved;
 };
+
 #define KVMSNAP_SET_EVENTFD _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_EVENTFD)
 
 /**
@@ -531,9 +541,10 @@ enum kvmsnap_track_flags {
  *
  * Errors: ENODEV no VM bound; EALREADY tracking already; EPERM owner mode and the VM is
  * another process's; EOPNOTSUPP the VM has no dirty ring, logging leaves pages
- * unprotected (KVM_DIRTY_LOG_INITIALLY_SET), or KVM tells of no events; ENODATA owner mode and a memslot under a region doesn't
- * log dirty pages; ESRCH VM's process gone; EBUSY a pass is running, or another session
- * owns the VM's rings (for one that was closed it waits); ENOMEM.
+ * unprotected (KVM_DIRTY_LOG_INITIALLY_SET), or KVM tells of no events; ENODATA owner mode
+ * and a memslot under a region doesn't log dirty pages; ESRCH VM's process gone; EBUSY a
+ * pass is running, or another session owns the VM's rings (for one that was closed it
+ * waits); ENOMEM.
  */
 struct kvmsnap_track {
 	__u32 size;
@@ -541,6 +552,7 @@ struct kvmsnap_track {
 	__u32 mode;
 	__u32 reserved;
 };
+
 #define KVMSNAP_TRACK _IO(KVMSNAP_TYPE, KVMSNAP_CMD_TRACK)
 
 /**
@@ -569,6 +581,7 @@ struct kvmsnap_harvest {
 	__aligned_u64 harvested;
 	__aligned_u64 pages_dirty;
 };
+
 #define KVMSNAP_HARVEST _IO(KVMSNAP_TYPE, KVMSNAP_CMD_HARVEST)
 
 /**
@@ -601,6 +614,7 @@ struct kvmsnap_mark_dirty {
 	__u32 reserved;
 	__aligned_u64 ranges;
 };
+
 #define KVMSNAP_MARK_DIRTY _IO(KVMSNAP_TYPE, KVMSNAP_CMD_MARK_DIRTY)
 
 #define KVMSNAP_MAX_STAGE	(64ULL << 30)
@@ -621,6 +635,7 @@ struct kvmsnap_set_stage {
 	__u32 flags;
 	__aligned_u64 bytes;
 };
+
 #define KVMSNAP_SET_STAGE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_STAGE)
 
 /**
@@ -659,6 +674,7 @@ struct kvmsnap_set_phase {
 	__u32 reserved;
 	__aligned_u64 pause_ns;
 };
+
 #define KVMSNAP_SET_PHASE _IO(KVMSNAP_TYPE, KVMSNAP_CMD_SET_PHASE)
 
 /**
@@ -687,6 +703,7 @@ struct kvmsnap_get_hashes {
 	__aligned_u64 data;
 	__u8 key[16];
 };
+
 #define KVMSNAP_GET_HASHES _IO(KVMSNAP_TYPE, KVMSNAP_CMD_GET_HASHES)
 
 #endif

@@ -67,6 +67,7 @@ enum kvmsnap_genl_attr {
 	KVMSNAP_GENL_A_MAP,
 	__KVMSNAP_GENL_A_MAX,
 };
+
 #define KVMSNAP_GENL_A_MAX (__KVMSNAP_GENL_A_MAX - 1)
 
 #endif

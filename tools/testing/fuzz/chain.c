@@ -6,7 +6,21 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "snapfile/chain.h"
+#include "snapfile/guest.h"
+
+/* What its device state says, which may be anything. */
+static void fuzz_guest(const struct generation *g, int fd)
+{
+	struct guest_mapping *mappings;
+	struct guest guest;
+	struct error err;
+
+	if (guest_read(&guest, g, fd, NULL, &err))
+		return;
+	if (guest_mappings(&guest, g, fd, 100, &mappings, &err) >= 0)
+		free(mappings);
+	guest_free(&guest);
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -23,6 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		for (i = 0; i < chain.nr; i++) {
 			struct generation *g = &chain.generation[i];
 
+			fuzz_guest(g, fd);
 			for (j = 0; j < g->record.nr_blocks; j++)
 				generation_page(g, g->record.blocks[j].name, 0);
 		}

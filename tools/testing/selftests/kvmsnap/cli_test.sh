@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The command as a user meets it: reports, JSON, refusals, and what each failure leaves
 # behind: the guest as it was, no partial file, an existing file untouched.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 dm=${KVMSNAP_DM:?}
@@ -206,7 +207,7 @@ held_save() {
 	rm "$dir/snap"
 	sync
 	dmsetup suspend --noflush --nolockfs "$dm"
-	kvmsnap save --qmp "$qmp" --output "$dir/snap" "$@" >"$work/out" 2>"$work/err" &
+	kvmsnap save --qmp "$qmp" --output "$dir/snap" >"$work/out" 2>"$work/err" &
 	save=$!
 	local i
 	for i in $(seq 100); do

@@ -4,6 +4,7 @@
 # byte, and stays so; stock QEMU restores any; it costs what has changed; and whatever fails, the
 # next one is whole.  Where the file system shares blocks a generation is a file, elsewhere one
 # is appended to the last one's.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 trap 'guest_kill a; guest_kill b; keepers_end' EXIT
@@ -248,7 +249,7 @@ checkpoints() {
 
 # A bit that has flipped is found, and named; a torn tail is no generation, and goes.
 damaged() {
-	local block page at
+	local page at
 	start -m ${mem}M
 	incremental 1 --checksum
 	go_on

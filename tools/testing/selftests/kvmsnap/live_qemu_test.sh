@@ -7,6 +7,7 @@
 #
 # With a dirty ring (GUEST_RING entries) the module observes it, and soft-dirty bits tell of the
 # host's writes to private anonymous memory; without, all memory is compared.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 trap 'guest_kill a; guest_kill b' EXIT

@@ -3,6 +3,7 @@
 # Stock QEMU end to end: a guest on each kind of RAM is saved; the file equals its RAM byte
 # for byte, read by ramcmp; stock QEMU restores it, plain and with multifd and direct I/O,
 # the restored RAM equals the file too, and the guest goes on with its memory intact.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 trap 'guest_kill a; guest_kill b' EXIT

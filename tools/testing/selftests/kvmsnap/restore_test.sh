@@ -3,6 +3,7 @@
 # kvmsnap restore: QEMU with what a file has, loaded or mapped from it; and what is not like the VM
 # that was saved is told before anything is loaded.  kvmsnap receive: QEMU's own classic stream, live
 # and stopped, as such a file.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 # Its QEMU too, when the one that has started it is not there to pass a signal on.
