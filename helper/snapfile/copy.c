@@ -148,6 +148,24 @@ static int move_record(struct copy *copy, const struct record *old, const struct
 	return ret ? error_set(copy->err, -ret, "out of memory") : 0;
 }
 
+/* The checksums of pages that stay what they are, if there are any, at @at; *end is behind them. */
+static int copy_checksums(struct copy *copy, const struct record *old, struct record *record, uint64_t at,
+			  uint64_t *end)
+{
+	uint64_t bytes = 0;
+	size_t i;
+
+	*end = at;
+	if (!old->checksums)
+		return 0;
+	for (i = 0; i < old->nr_blocks; i++)
+		bytes += old->blocks[i].length / SNAP_PAGE * sizeof(uint64_t);
+	record->checksums = at;
+	memcpy(record->key, old->key, sizeof(record->key));
+	*end = at + bytes;
+	return copy_range(copy, old->checksums, at, bytes);
+}
+
 static int copy_first(struct copy *copy, const struct generation *from)
 {
 	struct snapfile snap;
@@ -165,9 +183,12 @@ static int copy_first(struct copy *copy, const struct generation *from)
 	if (!ret && record.generation) {
 		uint64_t at = snap_round_up(snap.size, SNAP_PAGE);
 
-		record.end = snap_round_up(at + SNAP_ALIGN, SNAP_ALIGN);
-		ret = record_write(&record, copy->to, at, &end, copy->err);
-		if (!ret && (end > record.end || ftruncate(copy->to, (off_t)record.end) < 0))
+		/* Behind the room that the largest record has. */
+		ret = copy_checksums(copy, &from->record, &record, at + SNAP_ALIGN, &end);
+		record.end = snap_round_up(end, SNAP_ALIGN);
+		if (!ret)
+			ret = record_write(&record, copy->to, at, &end, copy->err);
+		if (!ret && (end > at + SNAP_ALIGN || ftruncate(copy->to, (off_t)record.end) < 0))
 			ret = error_set(copy->err, EFBIG, "sizing the file: %s", strerror(EFBIG));
 	}
 	if (!ret)
@@ -184,7 +205,7 @@ static int copy_next(struct copy *copy, const struct generation *from)
 	struct snapfile snap = { 0 }, parts = { 0 };
 	struct record record = { 0 };
 	struct chain chain;
-	uint64_t base, end;
+	uint64_t base, end = 0;
 	int devices = -1, ret = chain_load(&chain, copy->to, copy->err);
 
 	if (ret)
@@ -200,7 +221,11 @@ static int copy_next(struct copy *copy, const struct generation *from)
 	record.stream = base + snap_round_up(snap.ram_end, SNAP_PAGE);
 	if (!ret)
 		ret = snap_append(&parts, copy->to, record.stream, devices, copy->err);
-	record.end = snap_round_up(parts.size, SNAP_ALIGN);
+	if (!ret)
+		ret = copy_checksums(copy, &from->record, &record, snap_round_up(parts.size, SNAP_PAGE), &end);
+	record.end = snap_round_up(end, SNAP_ALIGN);
+	if (!ret && ftruncate(copy->to, (off_t)record.end) < 0)
+		ret = error_set(copy->err, errno, "sizing the file: %s", strerror(errno));
 	if (!ret)
 		ret = record_write(&record, copy->to, base, &end, copy->err);
 	if (devices >= 0)

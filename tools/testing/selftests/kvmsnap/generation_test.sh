@@ -219,11 +219,11 @@ another_qemu() {
 	qmp a '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"limit-rate": 5000'
 }
 
-# checkpoint, under load, with old ones going.
+# checkpoint, under load, with old ones going.  KVMSNAP_CHECKPOINTS: how many (14), KVMSNAP_EVERY: how often (300ms).
 checkpoints() {
-	local count=14 keep=3 n nr
+	local count=${KVMSNAP_CHECKPOINTS:-14} keep=3 n nr
 	start -m ${mem}M
-	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 300ms --keep $keep --count $count --sync data \
+	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every "${KVMSNAP_EVERY:-300ms}" --keep $keep --count $count --sync data --checksum \
 		--live --max-downtime 5ms --allow-downtime 60s --json >"$work/report"
 	[ "$(jq -s length "$work/report")" = $count ]
 	[ "$(jq -s '[.[] | select(.content != "full")] | length' "$work/report")" = $((count - 1)) ]
@@ -241,6 +241,7 @@ checkpoints() {
 	if [ $content = appended ]; then
 		kvmsnap compact --keep 2 "$dir"/*.snap
 		[ "$(kvmsnap list --json "$dir" | jq length)" = 2 ]
+		kvmsnap verify "$dir"/*.snap | grep 'all as their checksums say'
 		for n in 0 1; do
 			restored_goes_on "$(kvmsnap list --json "$dir" | jq -r ".[$n].incoming" | sed 's/^file://')" multifd -m ${mem}M
 		done
