@@ -19,10 +19,15 @@ help:
 	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
 	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
-	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU'
+	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU; 50 checkpoints,'
+	@echo '                    power lost at every flush, 200 kills, on each file system'
 	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
+	@echo '  test-kernels      all tests on each kernel, with QEMU 10.0 and the backported one between them'
+	@echo '  test-sanitized    the command under ASan and UBSan, and some of it under valgrind'
 	@echo '  test-debug        on a kernel with KASAN, lockdep and the like, built on the first use; TESTS="names"'
 	@echo '  fuzz              the parsers of files and streams, with libFuzzer; TIME=60 seconds each'
+	@echo '  fuzz-ioctls       hostile VMMs on the debug kernel, guided by KCOV; COUNT=1000000'
+	@echo '  lint              checkpatch, sparse, coccicheck, gcc, clang, cppcheck, shellcheck; CHECKS="names"'
 	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 
@@ -66,16 +71,38 @@ demo:
 test:
 	tools/testing/test $(TESTS)
 
-test-long: export KVMSNAP_TEST_ARGS = -t random_rounds
 test-long: export KVMSNAP_QEMU_ROUNDS = 10
+test-long: export KVMSNAP_KILLS = 200
+test-long: export KVMSNAP_CHECKPOINTS = 50
+test-long: export KVMSNAP_EVERY = 2s
+test-long: export KVMSNAP_SLOW = 4
 test-long:
-	tools/testing/test $(foreach i,1 2 3 4 5 6 7 8 9 10,live_test live_qemu_test.sh)
+	KVMSNAP_TEST_ARGS="-t random_rounds" tools/testing/test $(foreach i,1 2 3 4 5 6 7 8 9 10,live_test live_qemu_test.sh)
+	KVMSNAP_TEST_ARGS="-t checkpoints" tools/testing/test $(addprefix generation_test.sh@,xfs ext4 btrfs)
+	tools/testing/test crash_test.sh $(addprefix powerloss_test.sh@,xfs ext4 btrfs)
 
 test-broken:
 	tools/testing/test-broken $(TESTS)
 
 test-debug:
 	tools/testing/test-debug $(TESTS)
+
+# The newest kernel with the newest QEMU.
+test-kernels:
+	KERNEL=6.1 tools/testing/test
+	KERNEL=6.12 tools/testing/test
+	KERNEL=7.3 KVMSNAP_QEMU=backports tools/testing/test
+
+test-sanitized:
+	KVMSNAP_SANITIZE=1 KVMSNAP_SLOW=2 tools/testing/test cli_test.sh qemu_test.sh live_qemu_test.sh generation_test.sh \
+		generation_test.sh@ext4 restore_test.sh
+	KVMSNAP_VALGRIND=1 KVMSNAP_SLOW=4 KVMSNAP_TEST_ARGS="-t files" tools/testing/test cli_test.sh
+
+fuzz-ioctls:
+	KVMSNAP_FUZZ=$(or $(COUNT),1000000) KVMSNAP_CORPUS=$(or $(CORPUS),$(CURDIR)/tools/testing/fuzz/ioctls) tools/testing/test-debug fuzz_test
+
+lint:
+	tools/testing/lint $(CHECKS)
 
 fuzz:
 	tools/testing/fuzz/run $(TIME)
@@ -88,4 +115,5 @@ shell:
 
 export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
-	clean demo test test-long test-broken test-debug fuzz bench shell
+	clean demo test test-long test-broken test-debug test-kernels test-sanitized fuzz fuzz-ioctls lint \
+	bench shell

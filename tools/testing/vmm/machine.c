@@ -83,6 +83,7 @@ static void load_guest(struct machine *m)
 	uint64_t *table = (uint64_t *)(m->ram + GUEST_TABLES);
 	uint64_t i, x = m->config.seed | 1;
 	unsigned int nr;
+	bool zeros = false;
 	size_t at;
 
 	/* PML4, PDPT, and four directories of 2 MiB pages: 4 GiB, one to one. */
@@ -108,11 +109,13 @@ static void load_guest(struct machine *m)
 		memcpy(smm, "\x0f\xaa", 2);
 	}
 
-	/* Content: every page differs, and some are zeros. */
-	for (at = GUEST_HEAP; at + GUEST_PAGE <= m->config.filled; at += GUEST_PAGE)
-		if (xorshift(&x) % 8)
-			for (i = 0; i < GUEST_PAGE; i += 8)
-				*(uint64_t *)(m->ram + at + i) = xorshift(&x);
+	/* Content: every page differs, and some, mostly neighbours as in an OS, are zeros. */
+	for (at = GUEST_HEAP; at + GUEST_PAGE <= m->config.filled; at += GUEST_PAGE) {
+		if (at % (64 * GUEST_PAGE) == 0)
+			zeros = xorshift(&x) % 8 == 0;
+		for (i = 0; i < GUEST_PAGE && !zeros; i += 8)
+			*(uint64_t *)(m->ram + at + i) = xorshift(&x);
+	}
 }
 
 static int create_ram(struct machine *m)

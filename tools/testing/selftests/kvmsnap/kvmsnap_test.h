@@ -151,6 +151,17 @@ static inline int run(const char *fmt, ...)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+static inline int swap_on(void)
+{
+	return run("cd %s && rm -f swap && dd if=/dev/zero of=swap bs=1M count=96 status=none && "
+		   "chmod 600 swap && mkswap -q swap && swapon swap", test_dir());
+}
+
+static inline int swap_off(void)
+{
+	return run("cd %s && swapoff swap && rm swap", test_dir());
+}
+
 /*
  * Load another table into the test's device.  @table goes through the shell's printf: $dev
  * is the disk below, which every table must use, $size its sectors.
@@ -182,6 +193,21 @@ static inline long read_number(const char *path)
 		buf[0] = 0;
 	close(fd);
 	return buf[0] ? atol(buf) : -1;
+}
+
+/* A counter of /proc/vmstat, or -1. */
+static inline long vm_event(const char *name)
+{
+	char line[128], found[64];
+	FILE *f = fopen("/proc/vmstat", "r");
+	long value, result = -1;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%63s %ld", found, &value) == 2 && !strcmp(found, name))
+			result = value;
+	if (f)
+		fclose(f);
+	return result;
 }
 
 static inline long module_references(void)

@@ -5,6 +5,18 @@ libexec=/usr/lib/kvmsnap-tests
 work=${KVMSNAP_WORK:-/tmp/kvmsnap}
 mkdir -p "$work"
 
+# KVMSNAP_QEMU=backports: the newest packaged QEMU for the guests, which is unpacked beside the stable one.
+if [ "${KVMSNAP_QEMU:-}" = backports ] && [ ! -e "$work/bin/qemu-system-x86_64" ]; then
+	mkdir -p "$work/bin"
+	cat >"$work/bin/qemu-system-x86_64" <<-'EOT'
+		#!/bin/sh
+		exec /opt/qemu-backports/usr/bin/qemu-system-x86_64 -L /opt/qemu-backports/usr/share/qemu \
+			-L /opt/qemu-backports/usr/share/seabios "$@"
+	EOT
+	chmod +x "$work/bin/qemu-system-x86_64"
+fi
+[ "${KVMSNAP_QEMU:-}" != backports ] || PATH=$work/bin:$PATH
+
 # Guests run the kernel that the machine runs, but for the debug kernel, in which they would take for
 # ever: these run the packaged one.
 guest_release() {

@@ -134,6 +134,69 @@ TEST_F(kind, device_and_balloon)
 	EXPECT_LT(0, m.balloon_drops);
 }
 
+/* Takes pages out of memory into swap again and again, as reclaim does when memory is short. */
+static void *reclaim(void *arg)
+{
+	struct machine *m = arg;
+
+	for (;;) {
+		madvise(m->ram, m->config.ram, MADV_PAGEOUT);
+		usleep(5000);
+		pthread_testcancel();
+	}
+	return NULL;
+}
+
+FIXTURE(reclaimed) {
+};
+
+FIXTURE_VARIANT(reclaimed) {
+	enum ram_kind kind;
+	bool reaps;
+};
+
+FIXTURE_SETUP(reclaimed)
+{
+	ASSERT_EQ(0, swap_on());
+}
+
+FIXTURE_TEARDOWN(reclaimed)
+{
+	EXPECT_EQ(0, swap_off());
+}
+
+FIXTURE_VARIANT_ADD(reclaimed, memfd) { .kind = RAM_MEMFD };
+FIXTURE_VARIANT_ADD(reclaimed, memfd_observed) { .kind = RAM_MEMFD, .reaps = true };
+FIXTURE_VARIANT_ADD(reclaimed, small) { .kind = RAM_SMALL };
+
+/* Pages go to swap and come back while they are saved and written to. */
+TEST_F(reclaimed, while_saved)
+{
+	struct machine_config config = small;
+	int target = target_create(RAM);
+	struct live_report report;
+	pthread_t thread;
+	struct machine m;
+	long swapped;
+
+	config.kind = variant->kind;
+	config.device = true;
+	config.reap_ms = variant->reaps ? REAP_MS : 0;
+	ASSERT_LE(0, target);
+	ASSERT_EQ(0, machine_create(&m, &config));
+	machine_resume(&m);
+	swapped = vm_event("pswpout");
+	ASSERT_EQ(0, pthread_create(&thread, NULL, reclaim, &m));
+	EXPECT_EQ(0, live_save(&m, target, &few_passes, true, &report));
+	EXPECT_EQ(0, machine_differs(&m, target));
+	pthread_cancel(thread);
+	pthread_join(thread, NULL);
+	EXPECT_LIVE(report);
+	EXPECT_LT(1000, vm_event("pswpout") - swapped);
+	machine_destroy(&m);
+	close(target);
+}
+
 /* Small rings, many vCPUs, and every write on another page: rings are full. */
 TEST(full_rings)
 {

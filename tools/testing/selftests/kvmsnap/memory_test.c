@@ -38,17 +38,6 @@ static void touch(char *mem, size_t bytes)
 	fill_pages(mem + bytes - PAGE, 1, 5);
 }
 
-static int swap_on(void)
-{
-	return run("cd %s && rm -f swap && dd if=/dev/zero of=swap bs=1M count=96 status=none && "
-		   "chmod 600 swap && mkswap -q swap && swapon swap", test_dir());
-}
-
-static int swap_off(void)
-{
-	return run("cd %s && swapoff swap && rm swap", test_dir());
-}
-
 TEST(untouched_anonymous_memory_stays_untouched)
 {
 	size_t bytes = 1024 * MIB;
