@@ -75,6 +75,8 @@ void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 inde
 		raw_spin_lock(&log->lock);
 		log->marked = index;
 		log->pushed = index;
+		/* No reset was told that covers it, however far indexes have come. */
+		log->reset = index;
 		log->live = true;
 		raw_spin_unlock(&log->lock);
 	}
@@ -108,8 +110,7 @@ void kvmsnap_observer_reset(struct kvmsnap_session *session, u32 vcpu, u32 index
 	raw_spin_lock(&log->lock);
 	closed = log->reset;
 	log->reset = index;
-	/* Pairs with kvmsnap_observer_pushed(). */
-	/* The entries before it are written. */
+	/* Pairs with kvmsnap_observer_pushed(): the entries before it are written. */
 	pushed = smp_load_acquire(&log->pushed);
 	if (log->live && (s32)(closed - pushed) > 0)
 		closed = pushed;
@@ -256,8 +257,8 @@ static int kvmsnap_observer_alloc(struct kvmsnap_session *session)
 	return 0;
 }
 
-/* Free what the session has.  Nobody listens any more. */
-static void kvmsnap_observer_free(struct kvmsnap_session *session)
+/* Free what the session has, if anything.  Nobody listens any more.  May sleep. */
+void kvmsnap_observer_free(struct kvmsnap_session *session)
 {
 	struct kvmsnap_observer *observer = session->ring.observer;
 
@@ -300,14 +301,6 @@ err_ignore:
 err_free:
 	kvmsnap_observer_free(session);
 	return err;
-}
-
-/* Called at the session's end.  May sleep. */
-void kvmsnap_observer_end(struct kvmsnap_session *session)
-{
-	if (session->ring.observer)
-		kvmsnap_vm_ignore(session->vm);
-	kvmsnap_observer_free(session);
 }
 
 /* Ring entries that were told of. */

@@ -24,6 +24,7 @@
  */
 #include <linux/hugetlb.h>
 #include <linux/magic.h>
+#include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/string.h>
 #include <linux/userfaultfd_k.h>
@@ -258,6 +259,9 @@ static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, un
 		if (!ret)
 			ret = -EAGAIN;
 	}
+	/* The OOM killer's reaper empties a dying process's page tables under the same lock. */
+	if (ret > 0 && !pages[0] && check_stable_address_space(mm))
+		ret = -ESRCH;
 out:
 	mmap_read_unlock(mm);
 	return ret ?: -EFAULT;
@@ -274,7 +278,8 @@ out:
  * Context: kernel thread, may sleep, but not for anything in the VMM's hand; no locks.
  * Return: number of entries filled, fewer than @nr when an error ended the run.  If there
  * are none, the error: -EFAULT unreadable, -EBUSY waits for userfaultfd, -EOPNOTSUPP a FUSE
- * file, -EHWPOISON, -ENOMEM, or -EAGAIN: come back later, without @mm.
+ * file, -EHWPOISON, -ENOMEM, -ESRCH the process is being reaped, or -EAGAIN: come back later,
+ * without @mm.
  */
 long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long nr,
 		       struct page **pages)

@@ -386,18 +386,22 @@ bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags)
 bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session)
 {
 	const struct kvmsnap_pass *pass = &session->pass;
-	u64 ns;
+	u64 ns, most;
 
 	if (!pass->bytes_per_second)
 		return false;
 	ns = ktime_to_ns(ktime_sub(ktime_get(), pass->began));
+	/* More than there is; and the division's result must fit, or x86 traps. */
+	if (check_mul_overflow(pass->bytes_per_second, div_u64(ns, NSEC_PER_SEC) + 1, &most))
+		return false;
 	return atomic64_read(&session->writer.issued) >
 	       mul_u64_u64_div_u64(pass->bytes_per_second, ns, NSEC_PER_SEC);
 }
 
 /**
  * kvmsnap_pass_start() - put the workers to work
- * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen
+ * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen, and
+ *	pass.copy says if copies are written
  * @arg: of QUEUE; pages are those of all regions, of the regions' todo bitmaps, or of the dirty set
  * @pages: how many that is, as far as is known
  *
@@ -411,7 +415,6 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_qu
 	lockdep_assert_held(&session->lock);
 	pass->kind = arg->kind;
 	pass->compare = arg->flags & KVMSNAP_QUEUE_COMPARE;
-	pass->copy = kvmsnap_pass_copies(session, arg->flags);
 	pass->stage = arg->flags & KVMSNAP_QUEUE_STAGE;
 	pass->bytes_per_second = arg->bytes_per_second;
 	kvmsnap_stage_begin(&session->stage);
@@ -485,8 +488,12 @@ void kvmsnap_pass_destroy(struct kvmsnap_session *session)
 
 int kvmsnap_pass_module_init(void)
 {
-	/* Workers sleep for their target; many may, and the others must not wait for them. */
-	kvmsnap_pass_wq = alloc_workqueue("kvmsnap_pass", WQ_UNBOUND, WQ_MAX_ACTIVE);
+	/*
+	 * Workers sleep for their target; many may, and the others must not wait for them.
+	 * Freezable: nothing is written behind the back of a hibernation image.
+	 */
+	kvmsnap_pass_wq = alloc_workqueue("kvmsnap_pass", WQ_UNBOUND | WQ_FREEZABLE,
+					  WQ_MAX_ACTIVE);
 	return kvmsnap_pass_wq ? 0 : -ENOMEM;
 }
 

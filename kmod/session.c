@@ -261,15 +261,24 @@ static void kvmsnap_session_count_memory(struct kvmsnap_session *session)
 
 static void kvmsnap_session_free(struct kvmsnap_session *session)
 {
-	/* Nobody else is left: not the file, no worker, no write in flight, no harvester. */
-	spin_lock(&session->state_lock);	/* for the end of kvmsnap_session_pass_over() */
+	struct eventfd_ctx *eventfd;
+
+	/*
+	 * Not the file, no worker, no write in flight, no harvester is left, but the VM may be
+	 * going right now: until unbind returns, gone() uses what there is.  The lock is also for
+	 * the end of kvmsnap_session_pass_over().
+	 */
+	spin_lock(&session->state_lock);
+	eventfd = session->eventfd;
+	session->eventfd = NULL;
 	spin_unlock(&session->state_lock);
-	if (session->eventfd)
-		eventfd_ctx_put(session->eventfd);
-	session->eventfd = NULL;	/* unbind calls gone(), which is no event */
-	kvmsnap_observer_end(session);
+	if (session->ring.observer)
+		kvmsnap_vm_ignore(session->vm);
 	if (session->vm)
 		kvmsnap_vm_unbind(session->vm);
+	kvmsnap_observer_free(session);
+	if (eventfd)
+		eventfd_ctx_put(eventfd);
 	if (session->target)
 		fput(session->target);
 	while (session->nr_regions)
@@ -640,15 +649,17 @@ static int kvmsnap_session_check_tracking(struct kvmsnap_session *session,
 					  const struct kvmsnap_queue *arg)
 {
 	struct kvmsnap_ring *ring = &session->ring;
+	struct kvmsnap_pass *pass = &session->pass;
 	int err;
 
+	/* Once: a target may change its mind. */
+	pass->copy = kvmsnap_pass_copies(session, arg->flags);
 	if (arg->flags & KVMSNAP_QUEUE_COMPARE && !ring->hash)
 		return -ENODATA;
 	if (!ring->mode && arg->kind == KVMSNAP_PASS_DIRTY)
 		return -ENODATA;
 	err = kvmsnap_ring_check(session, arg->kind);
-	if (!err && (ring->hash || arg->flags & KVMSNAP_QUEUE_STAGE ||
-		     kvmsnap_pass_copies(session, arg->flags))) {
+	if (!err && (ring->hash || arg->flags & KVMSNAP_QUEUE_STAGE || pass->copy)) {
 		err = kvmsnap_writer_need_copies(session);
 		kvmsnap_session_count_memory(session);
 	}
@@ -829,6 +840,9 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 		return PTR_ERR(region);
 	bitmap = arg->flags & KVMSNAP_BITMAP_DIRTY ? region->dirty :
 		 arg->flags & KVMSNAP_BITMAP_WRITTEN ? region->written : region->present;
+	/* A TRACK that failed may have left some. */
+	if (arg->flags && !session->ring.mode)
+		bitmap = NULL;
 	err = bitmap ? kvmsnap_region_copy_bitmap(bitmap, arg->first_page, arg->nr_pages, user) :
 		       -ENODATA;
 	mutex_unlock(&session->lock);
@@ -850,7 +864,7 @@ int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 	if (IS_ERR(region))
 		return PTR_ERR(region);
 	BUILD_BUG_ON(sizeof(arg->key) != sizeof(session->ring.key));
-	if (!region->hash)
+	if (!session->ring.hash)
 		err = -ENODATA;
 	else if (copy_to_user(u64_to_user_ptr(arg->data), region->hash + arg->first_page,
 			      arg->nr_pages * sizeof(*region->hash)))

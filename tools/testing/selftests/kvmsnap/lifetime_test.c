@@ -129,6 +129,26 @@ TEST_F(held, cancel)
 	setup_close(&s);
 }
 
+/* A rate beyond all bounds, when writes begin that had to wait: there are more than requests. */
+TEST_F(held, boundless_rate)
+{
+	struct kvmsnap_queue how = { .bytes_per_second = UINT64_MAX };
+	size_t bytes = 4 * BYTES;
+	struct kvmsnap_wait wait;
+	struct setup s;
+
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(bytes), bytes, open(self->path, O_RDWR | O_CLOEXEC), 0));
+	fill_pages(s.mem, bytes / PAGE, 1);
+	hold(self->dm);
+	ASSERT_EQ(0, kvmsnap_queue(s.session, &how, NULL));
+	usleep(1500000);
+	release(self->dm);
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	EXPECT_EQ(0, wait.error);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+}
+
 TEST_F(held, interrupted_wait)
 {
 	struct kvmsnap_wait wait;
