@@ -3,14 +3,14 @@
 # kill -9 of every party at moments by chance: the command, the process that follows the VM, the guardian
 # with one of them, QEMU.  After each the guest runs on, unless it was QEMU; every committed
 # generation is what it was; the next save works, and removes what is left over; nothing is held.
-# KVMSNAP_KILLS rounds, with a seed that repeats them: KVMSNAP_SEED.
+# KVMSNAP_KILLS rounds (6), with a seed that repeats them: KVMSNAP_SEED.
 # shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 trap 'guest_kill a; keepers_end' EXIT
 mem=128
 GUEST_RING=1024
-kills=${KVMSNAP_KILLS:-10}
+kills=${KVMSNAP_KILLS:-6}
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
 RANDOM=$seed
 
