@@ -76,8 +76,9 @@ static int compact(struct checkpoint *c, struct error *err)
 		ret = guardian_partial(&saver->guardian, target.partial);
 	if (!ret)
 		ret = chain_copy(chain, saver->last, first, chain->nr - 1, target.fd, is_interrupted, c, err);
+	/* Whatever --sync says: what it takes the place of may have been durable for long. */
 	if (!ret)
-		ret = target_commit(&target, c->save.sync, err);
+		ret = target_commit(&target, SYNC_FULL, err);
 	guardian_partial(&saver->guardian, NULL);
 	if (!ret) {
 		unlink(saver->last_path);

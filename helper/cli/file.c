@@ -405,25 +405,29 @@ static int compact(const struct arguments *args, struct error *err)
 	struct compaction c = { .interrupted = catch_signals(), .began = now() };
 	struct target target = { .fd = -1 };
 	struct chain chain;
-	struct stat before, after;
-	int fd = file_load(&chain, args->path, err), ret = 0;
-	size_t i, first;
+	struct stat before, after, named;
+	struct error inner;
+	int fd = open(args->path, O_RDWR | O_CLOEXEC), ret;
+	size_t i, first = 0;
 
 	if (fd < 0)
-		return fd;
+		return error_set(err, errno, "%s: %s", args->path, strerror(errno));
+	/* From here on nobody appends; and nobody has put another in its place before. */
+	if (target_lock(fd, TARGET_END, false) == -EBUSY || fstat(fd, &before) < 0 ||
+	    stat(args->path, &named) < 0 || named.st_ino != before.st_ino) {
+		close(fd);
+		return error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
+				 args->path);
+	}
+	ret = chain_load(&chain, fd, &inner);
+	if (ret) {
+		close(fd);
+		return error_set(err, -ret, "%s: %s", args->path, inner.text);
+	}
 	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
 	for (i = first; i < chain.nr; i++)
 		c.total += generation_bytes(&chain.generation[i]);
-	/* Nobody appends meanwhile. */
-	close(fd);
-	fd = open(args->path, O_RDWR | O_CLOEXEC);
-	if (fd < 0 || fstat(fd, &before) < 0)
-		ret = error_set(err, errno, "%s: %s", args->path, strerror(errno));
-	else if (target_lock(fd, TARGET_END, false) == -EBUSY)
-		ret = error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
-				args->path);
-	if (!ret)
-		ret = target_open(&target, args->path, -1, true, err);
+	ret = target_open(&target, args->path, -1, true, err);
 	if (!ret)
 		ret = chain_copy(&chain, fd, first, chain.nr - 1, target.fd, compact_progress, &c, err);
 	progress_clear();
@@ -434,8 +438,7 @@ static int compact(const struct arguments *args, struct error *err)
 		       chain.nr, human_bytes((double)after.st_blocks * 512),
 		       human_bytes((double)before.st_blocks * 512));
 	target_close(&target);
-	if (fd >= 0)
-		close(fd);
+	close(fd);
 	chain_free(&chain);
 	return ret;
 }

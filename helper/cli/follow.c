@@ -235,6 +235,9 @@ int follow_clear(struct follow *follow, struct error *err)
 	/* The first time there is no telling: a pass over everything is to follow. */
 	if (!ret && before)
 		ret = mark(follow, &ranges, err);
+	/* So it is when what they told is lost. */
+	if (ret)
+		follow->cleared = false;
 	free(ranges.range);
 	return ret;
 }
@@ -268,6 +271,8 @@ int follow_collect(struct follow *follow, bool on, struct error *err)
 		ret = clear(follow, err);
 	if (!ret)
 		ret = mark(follow, &ranges, err);
+	if (ret)
+		follow->cleared = false;
 	free(ranges.range);
 	return ret ? ret : 1;
 }

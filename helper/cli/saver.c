@@ -66,7 +66,7 @@ static int stop(struct saver *saver, struct error *err)
 	round->stopped_at = now();
 	ret = qemu_stop(&saver->qemu, &round->stopped_by_us, err);
 	/* Somebody else was first: it stays stopped. */
-	if (!ret && !round->stopped_by_us)
+	if (!round->stopped_by_us)
 		guardian_stopped(&saver->guardian, false);
 	tell(saver, KVMSNAP_PHASE_STOPPED, round->expected);
 	return ret;
@@ -671,6 +671,9 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 		ret = save_round(saver, err);
 	if (round->committed)
 		succeed(saver);
+	/* The module knows no more what the last file has, which is a base for nothing now. */
+	if (ret && saver->astray && round->content == CONTENT_FULL)
+		forget_last(saver);
 	/* As it was wanted: nobody is to have it go on. */
 	if (!ret && saver->opt->stay_stopped)
 		guardian_stopped(&saver->guardian, false);

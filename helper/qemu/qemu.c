@@ -135,6 +135,8 @@ int qemu_look_again(struct qemu *qemu, struct error *err)
 {
 	int ret = read_status(qemu, err);
 
+	/* What we have done ourselves before is no change. */
+	qemu->qmp.changed = false;
 	if (!ret)
 		ret = check_status(qemu, err);
 	if (!ret)
@@ -247,6 +249,13 @@ int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err)
 {
 	int ret;
 
+	/* Behind what has happened until now: a stop of somebody else's is none of ours. */
+	*stopped = false;
+	ret = read_status(qemu, err);
+	if (ret || !qemu_is_running(qemu)) {
+		qemu->qmp.changed = false;
+		return ret;
+	}
 	qemu->qmp.stopped = false;
 	ret = simple(qemu, "stop", err);
 	/* The event comes before the answer, and only if there was something to stop. */

@@ -59,16 +59,39 @@ static int make_record(struct generation *generation)
 	return ret;
 }
 
+/* Does it tell of the blocks that the stream has? */
+static bool is_of_stream(const struct record *record, const struct snapfile *snap)
+{
+	size_t i;
+
+	if (record->nr_blocks != snap->nr_blocks)
+		return false;
+	for (i = 0; i < snap->nr_blocks; i++)
+		if (strcmp(record->blocks[i].name, snap->blocks[i].name) ||
+		    record->blocks[i].length != snap->blocks[i].length ||
+		    record->blocks[i].pages_offset != snap->blocks[i].pages_offset)
+			return false;
+	return true;
+}
+
+/* Is there for certain no whole record? */
+static bool is_none(int ret)
+{
+	return ret == -ENODATA || ret == -EBADMSG;
+}
+
 static int load_first(struct generation *generation, int fd, struct error *err)
 {
-	struct error ignored;
 	int ret = snap_parse(&generation->snap, fd, 0, err);
 
 	if (ret)
 		return ret;
-	ret = record_read(&generation->record, fd, snap_round_up(generation->snap.size, SNAP_PAGE), &ignored);
+	ret = record_read(&generation->record, fd, snap_round_up(generation->snap.size, SNAP_PAGE), err);
+	if (ret && !is_none(ret))
+		return ret;
 	/* A record that makes no sense is as good as none: the stream stands for itself. */
-	if (ret || generation->record.base || generation->record.stream) {
+	if (ret || generation->record.base || generation->record.stream ||
+	    !is_of_stream(&generation->record, &generation->snap)) {
 		record_free(&generation->record);
 		ret = make_record(generation);
 	}
@@ -80,9 +103,12 @@ static int load_next(struct generation *generation, int fd, uint64_t base, uint6
 		     struct error *err)
 {
 	struct record *record = &generation->record;
-	struct error torn;
+	int ret = record_read(record, fd, base, err);
 
-	if (record_read(record, fd, base, &torn) || record->base != base || record->end > size) {
+	/* Not to be taken for the end: what is there would be written over. */
+	if (ret && !is_none(ret))
+		return ret;
+	if (ret || record->base != base || record->end > size) {
 		record_free(record);
 		return 1;
 	}

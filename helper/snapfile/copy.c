@@ -158,8 +158,11 @@ static int copy_checksums(struct copy *copy, const struct record *old, struct re
 	*end = at;
 	if (!old->checksums)
 		return 0;
-	for (i = 0; i < old->nr_blocks; i++)
+	for (i = 0; i < old->nr_blocks && bytes <= old->end; i++)
 		bytes += old->blocks[i].length / SNAP_PAGE * sizeof(uint64_t);
+	if (bytes > old->end || old->checksums > old->end - bytes)
+		return error_set(copy->err, EBADMSG, "generation %llu: the record of its checksums makes no sense",
+				 (unsigned long long)old->generation);
 	record->checksums = at;
 	memcpy(record->key, old->key, sizeof(record->key));
 	*end = at + bytes;

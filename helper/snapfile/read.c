@@ -214,10 +214,10 @@ static int read_checksums(struct reading *r, int fd)
 	size_t i;
 	int ret;
 
-	for (i = 0; i < record->nr_blocks; i++)
+	/* Of a damaged record no more than the file could hold, in all and in each. */
+	for (i = 0; i < record->nr_blocks && pages <= record->end; i++)
 		pages += record->blocks[i].length / SNAP_PAGE;
-	bytes = pages * sizeof(*r->checksums);
-	/* Of a damaged record no more than the file could hold. */
+	bytes = pages <= record->end / sizeof(*r->checksums) ? pages * sizeof(*r->checksums) : UINT64_MAX;
 	if (bytes > record->end || record->checksums > record->end - bytes)
 		return error_set(r->err, EBADMSG, "%s: the record of its checksums makes no sense", r->path);
 	r->checksums = malloc(bytes);

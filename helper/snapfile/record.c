@@ -119,10 +119,16 @@ int record_read(struct record *record, int fd, uint64_t at, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "reading a record: %s", strerror(-ret));
 	length = be32toh(head.length);
-	text = length && length <= RECORD_MAX_TEXT ? malloc(length) : NULL;
-	if (!text || snap_pread(fd, text, length, at + sizeof(head))) {
+	if (!length || length > RECORD_MAX_TEXT)
+		return error_set(err, EBADMSG, "the record at offset %llu is not whole", (unsigned long long)at);
+	text = malloc(length);
+	ret = text ? snap_pread(fd, text, length, at + sizeof(head)) : -ENOMEM;
+	if (ret) {
 		free(text);
-		return error_set(err, EBADMSG, "the record at offset %llu is cut off", (unsigned long long)at);
+		/* Where the file ends it is cut off; what can't be read may well be there. */
+		ret = ret == -ENODATA ? -EBADMSG : ret;
+		return error_set(err, -ret, "reading the record at offset %llu: %s", (unsigned long long)at,
+				 strerror(-ret));
 	}
 	crypto_generichash(digest, sizeof(digest), (unsigned char *)text, length, NULL, 0);
 #ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION

@@ -52,7 +52,7 @@ struct record {
 /* Write it at @at, a multiple of 4096; *end is behind it, likewise.  */
 int record_write(const struct record *record, int fd, uint64_t at, uint64_t *end, struct error *err);
 
-/* -ENODATA when there is none at @at; -EBADMSG when it is not whole. */
+/* -ENODATA when there is none at @at; -EBADMSG when it is not whole; another when there is no telling. */
 int record_read(struct record *record, int fd, uint64_t at, struct error *err);
 
 int record_add_block(struct record *record, const char *name, uint64_t length, uint64_t pages_offset);
