@@ -70,7 +70,6 @@ void kvmsnap_dirty_mark(struct kvmsnap_session *session, struct kvmsnap_region *
  */
 void kvmsnap_dirty_mark_hva(struct kvmsnap_session *session, u64 start, u64 end)
 {
-	/* Pairs with the release in kvmsnap_session_add_region(). */
 	u32 i, nr = kvmsnap_session_nr_regions(session);
 
 	for (i = 0; i < nr; i++) {

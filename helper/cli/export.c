@@ -62,17 +62,13 @@ static int write_range(struct export *e, const struct generation *generation, in
 
 static int write_block(struct export *e, const struct generation *generation, int fd, int to, struct error *err)
 {
-	const struct record *record = &generation->record;
+	const struct record_block *block = record_find_block(&generation->record, e->block, strlen(e->block));
 	struct guest_range range = { .block = e->block };
-	size_t i;
 
-	for (i = 0; i < record->nr_blocks; i++) {
-		if (strcmp(record->blocks[i].name, e->block))
-			continue;
-		range.length = record->blocks[i].length;
-		return write_range(e, generation, fd, &range, 0, to, err);
-	}
-	return error_set(err, ENOENT, "there is no RAM block %s; kvmsnap info names them", e->block);
+	if (!block)
+		return error_set(err, ENOENT, "there is no RAM block %s; kvmsnap info names them", e->block);
+	range.length = block->length;
+	return write_range(e, generation, fd, &range, 0, to, err);
 }
 
 static int write_guest(struct export *e, const struct generation *generation, int fd, int to, struct error *err)
@@ -97,7 +93,6 @@ static int export(struct export *e, struct error *err)
 	struct generation *generation;
 	struct chain chain;
 	struct error inner;
-	size_t i;
 	int ret, fd = file_load(&chain, e->path, err);
 
 	if (fd < 0)
@@ -108,8 +103,7 @@ static int export(struct export *e, struct error *err)
 		ret = error_set(err, ENOTBLK, "%s is a block device, whose old contents would show in the gaps: name a file",
 				e->output);
 	if (!ret) {
-		for (i = 0; i < generation->snap.nr_blocks; i++)
-			e->total += snap_pages_present(&generation->snap.blocks[i]) * SNAP_PAGE;
+		e->total = generation_bytes(generation);
 		ret = e->block ? write_block(e, generation, fd, target.fd, &inner) :
 				 write_guest(e, generation, fd, target.fd, &inner);
 		if (ret)

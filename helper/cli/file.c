@@ -83,20 +83,27 @@ static int parse(int argc, char **argv, const char *usage, const struct option *
 	return -1;
 }
 
-int file_load(struct chain *chain, const char *path, struct error *err)
+/* Read the generations of @fd, which is @path, and return it; on an error it is closed. */
+static int load_from(struct chain *chain, int fd, const char *path, struct error *err)
 {
 	struct error inner;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	int ret;
 
-	if (fd < 0)
-		return error_set(err, errno, "%s: %s", path, strerror(errno));
 	ret = chain_load(chain, fd, &inner);
 	if (!ret)
 		return fd;
 	error_set(err, -ret, "%s: %s", path, inner.text);
 	close(fd);
 	return ret;
+}
+
+int file_load(struct chain *chain, const char *path, struct error *err)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(err, errno, "%s: %s", path, strerror(errno));
+	return load_from(chain, fd, path, err);
 }
 
 /* Pages of a block that a generation has. */
@@ -224,16 +231,6 @@ static void verify_progress(uint64_t bytes, void *data)
 	struct verify *v = data;
 
 	progress_show("verifying", v->done + bytes, v->total, v->done + bytes, v->began);
-}
-
-static uint64_t generation_bytes(const struct generation *generation)
-{
-	uint64_t bytes = 0;
-	size_t i;
-
-	for (i = 0; i < generation->snap.nr_blocks; i++)
-		bytes += snap_pages_present(&generation->snap.blocks[i]) * SNAP_PAGE;
-	return bytes;
 }
 
 static int verify_all(const struct chain *chain, const struct arguments *args, struct verify *v, int fd,
@@ -406,7 +403,6 @@ static int compact(const struct arguments *args, struct error *err)
 	struct target target = { .fd = -1 };
 	struct chain chain;
 	struct stat before, after, named;
-	struct error inner;
 	int fd = open(args->path, O_RDWR | O_CLOEXEC), ret;
 	size_t i, first = 0;
 
@@ -419,11 +415,9 @@ static int compact(const struct arguments *args, struct error *err)
 		return error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
 				 args->path);
 	}
-	ret = chain_load(&chain, fd, &inner);
-	if (ret) {
-		close(fd);
-		return error_set(err, -ret, "%s: %s", args->path, inner.text);
-	}
+	ret = load_from(&chain, fd, args->path, err);
+	if (ret < 0)
+		return ret;
 	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
 	for (i = first; i < chain.nr; i++)
 		c.total += generation_bytes(&chain.generation[i]);

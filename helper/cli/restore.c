@@ -509,8 +509,7 @@ int cmd_restore(int argc, char **argv)
 	while ((c = getopt_long(own, argv, "h", longs, NULL)) != -1) {
 		switch (c) {
 		case 'g':
-			r.number = strtoull(optarg, &end, 10);
-			if (*end || !r.number || *optarg == '-')
+			if (!parse_number(optarg, &r.number))
 				return usage_error(restore_usage, "--generation %s: not a number of 1 or more", optarg);
 			break;
 		case 'i':

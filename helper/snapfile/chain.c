@@ -8,16 +8,6 @@
 
 #define MAX_GENERATIONS	65536u
 
-static const struct record_block *find_block(const struct record *record, const char *name)
-{
-	size_t i;
-
-	for (i = 0; i < record->nr_blocks; i++)
-		if (!strcmp(record->blocks[i].name, name))
-			return &record->blocks[i];
-	return NULL;
-}
-
 /* The parts of an appended generation are as long as their blocks, whatever the stream says. */
 static int cut_parts(struct generation *generation, struct error *err)
 {
@@ -26,7 +16,8 @@ static int cut_parts(struct generation *generation, struct error *err)
 
 	for (i = 0; i < generation->snap.nr_blocks; i++) {
 		struct snap_block *part = &generation->snap.blocks[i];
-		const struct record_block *block = find_block(&generation->record, part->name);
+		const struct record_block *block = record_find_block(&generation->record, part->name,
+									strlen(part->name));
 
 		if (!block || block->length > part->length)
 			return error_set(err, EBADMSG, "generation %llu: RAM block %s is not that of its record",
@@ -250,4 +241,14 @@ int chain_next(const struct chain *chain, const struct snapfile *snap, struct sn
 		return 0;
 	snap_free(parts);
 	return error_set(err, -ret, "out of memory");
+}
+
+uint64_t generation_bytes(const struct generation *generation)
+{
+	uint64_t bytes = 0;
+	size_t i;
+
+	for (i = 0; i < generation->snap.nr_blocks; i++)
+		bytes += snap_pages_present(&generation->snap.blocks[i]) * SNAP_PAGE;
+	return bytes;
 }

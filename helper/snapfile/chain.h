@@ -45,6 +45,9 @@ struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *er
  */
 uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page);
 
+/* Of all pages that it has. */
+uint64_t generation_bytes(const struct generation *generation);
+
 /* The checksum of a page, never 0. */
 uint64_t snap_checksum(const uint8_t *page, const uint8_t key[RECORD_KEY]);
 

@@ -152,15 +152,12 @@ static int move_record(struct copy *copy, const struct record *old, const struct
 static int copy_checksums(struct copy *copy, const struct record *old, struct record *record, uint64_t at,
 			  uint64_t *end)
 {
-	uint64_t bytes = 0;
-	size_t i;
+	uint64_t bytes = record_checksum_bytes(old);
 
 	*end = at;
 	if (!old->checksums)
 		return 0;
-	for (i = 0; i < old->nr_blocks && bytes <= old->end; i++)
-		bytes += old->blocks[i].length / SNAP_PAGE * sizeof(uint64_t);
-	if (bytes > old->end || old->checksums > old->end - bytes)
+	if (bytes == UINT64_MAX)
 		return error_set(copy->err, EBADMSG, "generation %llu: the record of its checksums makes no sense",
 				 (unsigned long long)old->generation);
 	record->checksums = at;

@@ -111,14 +111,11 @@ static int write_notes(const struct guest *guest, int to, uint64_t offset, uint6
 /* Where the file has a guest-physical address: ranges are one behind the other from @base on. */
 static uint64_t place(const struct guest *guest, uint64_t base, uint64_t phys)
 {
-	size_t i;
+	const struct guest_range *range = guest_range_of(guest, phys), *before;
 
-	for (i = 0; i < guest->nr_ranges; i++) {
-		if (phys >= guest->range[i].phys && phys - guest->range[i].phys < guest->range[i].length)
-			break;
-		base += guest->range[i].length;
-	}
-	return i < guest->nr_ranges ? base + phys - guest->range[i].phys : 0;
+	for (before = guest->range; before < range; before++)
+		base += before->length;
+	return range ? base + phys - range->phys : 0;
 }
 
 static Elf64_Phdr load(uint64_t virt, uint64_t phys, uint64_t length, uint64_t offset)

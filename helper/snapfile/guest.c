@@ -127,16 +127,6 @@ static int add_block(struct guest *guest, const struct record_block *block, uint
 	return 0;
 }
 
-static const struct record_block *find_block(const struct record *record, const char *name, size_t len)
-{
-	size_t i;
-
-	for (i = 0; i < record->nr_blocks; i++)
-		if (strlen(record->blocks[i].name) == len && !memcmp(record->blocks[i].name, name, len))
-			return &record->blocks[i];
-	return NULL;
-}
-
 /* Is it all of the RAM that the firmware was told of?  It counts in units. */
 static bool fits(uint64_t length, uint64_t told)
 {
@@ -153,7 +143,7 @@ static int map_named(struct guest *guest, const struct record *record, const cha
 
 	for (; *ram; ram += len + (ram[len] == ',')) {
 		len = strcspn(ram, ",");
-		block = find_block(record, ram, len);
+		block = record_find_block(record, ram, len);
 		if (!block)
 			return error_set(err, ENOENT, "there is no RAM block %.*s; kvmsnap info names them", (int)len, ram);
 		ret = add_block(guest, block, &at, below, err);
@@ -230,7 +220,7 @@ struct walk {
 #define PTE_ADDRESS	0x000ffffffffff000ULL
 #define CR4_LA57	(1ULL << 12)
 
-static const struct guest_range *range_of(const struct guest *guest, uint64_t phys)
+const struct guest_range *guest_range_of(const struct guest *guest, uint64_t phys)
 {
 	size_t i;
 
@@ -247,7 +237,7 @@ static void add_mapping(struct walk *walk, uint64_t virt, uint64_t phys, uint64_
 	const struct guest_range *range;
 	uint64_t left;
 
-	for (; length && (range = range_of(walk->guest, phys)); virt += left, phys += left, length -= left) {
+	for (; length && (range = guest_range_of(walk->guest, phys)); virt += left, phys += left, length -= left) {
 		left = range->length - (phys - range->phys);
 		left = left < length ? left : length;
 		if (last && last->virt + last->length == virt && last->phys + last->length == phys) {
@@ -271,7 +261,7 @@ static void add_mapping(struct walk *walk, uint64_t virt, uint64_t phys, uint64_
 /* The table at @phys, whose entries map 4 KiB at level 1, 512 times as much at each above. */
 static void walk_table(struct walk *walk, uint64_t phys, int level, uint64_t virt, unsigned int first)
 {
-	const struct guest_range *range = range_of(walk->guest, phys);
+	const struct guest_range *range = guest_range_of(walk->guest, phys);
 	uint64_t table[512], offset, size = SNAP_PAGE << 9 * (level - 1), entry;
 	unsigned int i;
 

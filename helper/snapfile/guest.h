@@ -58,6 +58,9 @@ int guest_read(struct guest *guest, const struct generation *generation, int fd,
 	       struct error *err);
 void guest_free(struct guest *guest);
 
+/* The one that has a guest-physical address, or NULL. */
+const struct guest_range *guest_range_of(const struct guest *guest, uint64_t phys);
+
 /*
  * Walk the page tables of a vCPU that is in its kernel, or of the first.  *mappings is to be freed; of
  * more than @max there are the longest.  Returns their number, or a negative errno.  Tables that the guest has

@@ -210,15 +210,10 @@ static void *read_pieces(void *arg)
 static int read_checksums(struct reading *r, int fd)
 {
 	const struct record *record = &r->generation->record;
-	uint64_t pages = 0, bytes;
-	size_t i;
+	uint64_t bytes = record_checksum_bytes(record);
 	int ret;
 
-	/* Of a damaged record no more than the file could hold, in all and in each. */
-	for (i = 0; i < record->nr_blocks && pages <= record->end; i++)
-		pages += record->blocks[i].length / SNAP_PAGE;
-	bytes = pages <= record->end / sizeof(*r->checksums) ? pages * sizeof(*r->checksums) : UINT64_MAX;
-	if (bytes > record->end || record->checksums > record->end - bytes)
+	if (bytes == UINT64_MAX)
 		return error_set(r->err, EBADMSG, "%s: the record of its checksums makes no sense", r->path);
 	r->checksums = malloc(bytes);
 	ret = r->checksums ? snap_pread(fd, r->checksums, bytes, record->checksums) : -ENOMEM;

@@ -142,6 +142,30 @@ int record_read(struct record *record, int fd, uint64_t at, struct error *err)
 	return error_set(err, -ret, "the record at offset %llu is not whole", (unsigned long long)at);
 }
 
+const struct record_block *record_find_block(const struct record *record, const char *name, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < record->nr_blocks; i++)
+		if (strlen(record->blocks[i].name) == len && !memcmp(record->blocks[i].name, name, len))
+			return &record->blocks[i];
+	return NULL;
+}
+
+uint64_t record_checksum_bytes(const struct record *record)
+{
+	uint64_t pages = 0, bytes;
+	size_t i;
+
+	/* No sum of them overflows that has not got too large before. */
+	for (i = 0; i < record->nr_blocks && pages <= record->end; i++)
+		pages += record->blocks[i].length / SNAP_PAGE;
+	if (pages > record->end / sizeof(uint64_t))
+		return UINT64_MAX;
+	bytes = pages * sizeof(uint64_t);
+	return record->checksums <= record->end - bytes ? bytes : UINT64_MAX;
+}
+
 int record_add_block(struct record *record, const char *name, uint64_t length, uint64_t pages_offset)
 {
 	struct record_block *more;

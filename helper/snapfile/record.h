@@ -55,6 +55,12 @@ int record_write(const struct record *record, int fd, uint64_t at, uint64_t *end
 /* -ENODATA when there is none at @at; -EBADMSG when it is not whole; another when there is no telling. */
 int record_read(struct record *record, int fd, uint64_t at, struct error *err);
 
+/* The block whose name is the @len characters at @name, or NULL. */
+const struct record_block *record_find_block(const struct record *record, const char *name, size_t len);
+
+/* Bytes of its checksums; UINT64_MAX when a damaged record tells of more than its file could hold. */
+uint64_t record_checksum_bytes(const struct record *record);
+
 int record_add_block(struct record *record, const char *name, uint64_t length, uint64_t pages_offset);
 void record_free(struct record *record);
 
