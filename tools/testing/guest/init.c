@@ -35,6 +35,8 @@
 #include <unistd.h>
 
 #define PAGE 4096UL
+/* MiB for page tables, huge pages in the making, and what the host takes and gives. */
+#define SPARE 12
 
 static char cmdline[4096];
 
@@ -252,6 +254,20 @@ static void load_modules(void)
 	}
 }
 
+/* MiB that processes may take before the kernel reclaims what it needs. */
+static unsigned long available(void)
+{
+	FILE *in = fopen("/proc/meminfo", "r");
+	unsigned long kib = 0;
+	char line[128];
+
+	while (in && fgets(line, sizeof(line), in))
+		sscanf(line, "MemAvailable: %lu", &kib);
+	if (in)
+		fclose(in);
+	return kib >> 10;
+}
+
 /* "guest: symbol ADDRESS NAME". */
 static void print_symbol(void)
 {
@@ -270,7 +286,7 @@ static void print_symbol(void)
 
 int main(void)
 {
-	unsigned long pages, zero, seed, tick, step, i;
+	unsigned long pages, zero, seed, tick, step, wanted, i;
 	struct timespec wait;
 	char *mem, *zeros;
 	int fd, thp;
@@ -300,6 +316,13 @@ int main(void)
 
 	load_modules();
 	print_symbol();
+	/* Killing the writers, or all of it, is what the kernel would do later. */
+	wanted = (pages >> 8) + (zero >> 20) + arg("writers", 0) * (arg("write", 8) + 2) + SPARE;
+	if (available() < wanted) {
+		printf("guest: FAILED: %lu MiB of memory free, %lu needed\n", available(), wanted);
+		for (;;)
+			pause();
+	}
 	counts = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	mem = map(pages * PAGE + 1, thp);
 	for (i = 0; i < pages; i++)
@@ -320,7 +343,7 @@ int main(void)
 		online();
 	/* The one that reports comes first. */
 	setpriority(PRIO_PROCESS, 0, -15);
-	printf("guest: ready, %lu pages\n", pages);
+	printf("guest: ready, %lu pages, %lu MiB free\n", pages, available());
 
 	wait.tv_sec = tick / 1000;
 	wait.tv_nsec = tick % 1000 * 1000000;

@@ -96,6 +96,7 @@ wait_for() {
 	for i in $(seq $(($3 * 10))); do
 		grep -q "$2" "$work/$1.console" 2>/dev/null && return 0
 		kill -0 "$(cat "$work/$1.pid")" 2>/dev/null || break
+		! grep -q 'guest: FAILED' "$work/$1.console" 2>/dev/null || break
 		sleep 0.1
 	done
 	echo "guest $1 did not print '$2':" >&2
@@ -123,7 +124,8 @@ guest_goes_on() {
 		sleep 0.1
 	done
 	if [ "$i" = 200 ]; then
-		echo "guest $1 does not go on after tick ${from:-none}" >&2
+		echo "guest $1 does not go on after tick ${from:-none}; its console ends:" >&2
+		tail -n 40 "$work/$1.console" >&2
 		return 1
 	fi
 	if grep -q 'bad [1-9]' "$work/$1.console"; then

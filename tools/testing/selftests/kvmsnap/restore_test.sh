@@ -351,7 +351,7 @@ pmem() {
 
 # A core's bytes and registers are QEMU's, and gdb finds the kernel's own words where the kernel says.
 exported() {
-	local mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m ${mem}M) banner n
+	local mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m 192M) banner n
 	guest_kill_all
 	rm -f "$dir"/snap* "$dir"/*.snap "$dir"/pmem*
 	guest_start a "$work_args symbol=linux_banner" "${args[@]}"
@@ -361,20 +361,20 @@ exported() {
 	guest_goes_on a
 	kvmsnap save --last --qmp "$work/a.qmp" --output "$dir/snap" --stay-stopped
 	pmem a "$dir/pmem.low" $mib 127*mib
-	pmem a "$dir/pmem.high" 4096*mib 32*mib
+	pmem a "$dir/pmem.high" 4096*mib 64*mib
 
 	kvmsnap export --format raw "$dir/snap" "$dir/raw"
-	[ "$(stat -c %s "$dir/raw")" = $(((4096 + 32) * mib)) ]
+	[ "$(stat -c %s "$dir/raw")" = $(((4096 + 64) * mib)) ]
 	cmp -i $mib:0 -n $((127 * mib)) "$dir/raw" "$dir/pmem.low"
-	cmp -i $((4096 * mib)):0 -n $((32 * mib)) "$dir/raw" "$dir/pmem.high"
+	cmp -i $((4096 * mib)):0 -n $((64 * mib)) "$dir/raw" "$dir/pmem.high"
 	kvmsnap export --format raw --block pc.ram "$dir/snap" "$dir/raw.block"
-	cmp -i $((128 * mib)):0 -n $((32 * mib)) "$dir/raw.block" "$dir/pmem.high"
+	cmp -i $((128 * mib)):0 -n $((64 * mib)) "$dir/raw.block" "$dir/pmem.high"
 	rm "$dir"/raw*
 
 	kvmsnap export --format elf "$dir/snap" "$dir/core"
 	banner=$(sed -n 's/^guest: symbol \([0-9a-f]*\) linux_banner.*/\1/p' "$work/a.console")
 	gdb -batch -ex "core $dir/core" -ex "dump binary memory $dir/gdb.low $mib 128*$mib" \
-		-ex "dump binary memory $dir/gdb.high 4096L*$mib (4096L+32)*$mib" \
+		-ex "dump binary memory $dir/gdb.high 4096L*$mib (4096L+64)*$mib" \
 		-ex "printf \"banner: %s\n\", (char *)0x$banner" \
 		-ex 'thread apply all -ascending printf "rip %lx rsp %lx cs %x\n", $rip, $rsp, $cs' >"$work/gdb" 2>&1
 	cat "$work/gdb"
