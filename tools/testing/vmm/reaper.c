@@ -51,7 +51,7 @@ static void note(struct machine *m, const struct kvm_dirty_gfn *entry)
 
 void reaper_reap(struct machine *m)
 {
-	int found = 0, reset = 0;
+	int found = 0, reset = 0, tries;
 	unsigned int i;
 
 	pthread_mutex_lock(&m->reap);
@@ -68,8 +68,9 @@ void reaper_reap(struct machine *m)
 			__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
 		}
 	}
-	if (found)
-		reset = ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0);
+	/* A pending signal, such as a vCPU is kicked with, cuts it short since Linux 6.16. */
+	for (tries = 0; reset < found && tries < 1000; tries++)
+		reset += ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0);
 	/* Nobody else may have: QEMU asserts the same. */
 	if (reset != found) {
 		fprintf(stderr, "vmm: %d entries collected, %d reset\n", found, reset);
