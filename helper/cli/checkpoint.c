@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -109,6 +110,12 @@ static int one(struct checkpoint *c, struct error *err)
 
 	folder_path(path, sizeof(path), c->dir, c->name, saver->generation + 1);
 	ret = saver_round(saver, path, -1, err);
+	/* What others are appended to gets no longer: its file system, or a limit. */
+	if (ret == -EFBIG && saver->chain.nr > c->keep) {
+		ret = compact(c, err);
+		if (!ret)
+			ret = saver_round(saver, path, -1, err);
+	}
 	if (ret)
 		return ret;
 	saver_report(saver);
@@ -118,13 +125,32 @@ static int one(struct checkpoint *c, struct error *err)
 	return saver->chain.nr >= 2 * c->keep ? compact(c, err) : 0;
 }
 
+/* Another with these files would remove ours.  The lock is there for as long as we are. */
+static int lock_name(const struct checkpoint *c, struct error *err)
+{
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/.%s.lock", c->dir, c->name);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return error_set(err, errno, "%s: %s", path, strerror(errno));
+	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return 0;
+	close(fd);
+	return error_set(err, EBUSY, "another kvmsnap checkpoint saves to %s as %s; choose another --name or --dir",
+			 c->dir, c->name);
+}
+
 static int checkpoints(struct checkpoint *c, struct error *err)
 {
-	struct folder folder;
+	struct folder folder = { 0 };
 	uint64_t done = 0;
 	double next;
-	int ret = folder_read(&folder, c->dir, c->name, err);
+	int ret = lock_name(c, err);
 
+	if (!ret)
+		ret = folder_read(&folder, c->dir, c->name, err);
 	if (!ret)
 		ret = saver_open(&c->saver, &c->save, c->interrupted, err);
 	if (!ret && folder.nr)

@@ -97,7 +97,7 @@ static int export(struct export *e, struct error *err)
 
 	if (fd < 0)
 		return fd;
-	generation = chain_find(&chain, e->generation, err);
+	generation = chain_find(&chain, e->generation, fd, err);
 	ret = generation ? target_open(&target, e->output, -1, e->force, err) : -ENOENT;
 	if (!ret && target.device)
 		ret = error_set(err, ENOTBLK, "%s is a block device, whose old contents would show in the gaps: name a file",

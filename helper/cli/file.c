@@ -106,6 +106,17 @@ int file_load(struct chain *chain, const char *path, struct error *err)
 	return load_from(chain, fd, path, err);
 }
 
+/* Of all pages of a generation, which need not be loaded; 0 with @err set when that can't be done. */
+static uint64_t bytes_of(struct generation *generation, int fd, struct error *err)
+{
+	bool loaded = generation->snap.nr_blocks;
+	uint64_t bytes = generation_load(generation, fd, err) ? 0 : generation_bytes(generation);
+
+	if (!loaded)
+		generation_unload(generation);
+	return bytes;
+}
+
 /* Pages of a block that a generation has. */
 static uint64_t present_pages(const struct generation *generation, const char *name)
 {
@@ -209,7 +220,7 @@ int cmd_info(int argc, char **argv)
 		complain(&err);
 		return 1;
 	}
-	generation = chain_find(&chain, args.generation, &err);
+	generation = chain_find(&chain, args.generation, fd, &err);
 	if (!generation)
 		complain(&err);
 	else if (args.json)
@@ -222,7 +233,7 @@ int cmd_info(int argc, char **argv)
 }
 
 struct verify {
-	uint64_t done, total;		/* bytes */
+	uint64_t done, total, checked;	/* bytes */
 	double began;
 };
 
@@ -233,23 +244,41 @@ static void verify_progress(uint64_t bytes, void *data)
 	progress_show("verifying", v->done + bytes, v->total, v->done + bytes, v->began);
 }
 
-static int verify_all(const struct chain *chain, const struct arguments *args, struct verify *v, int fd,
-		      uint64_t *checked, struct error *err)
+/* One generation; what is wrong with it does not hide what is wrong with others. */
+static int verify_one(struct generation *generation, const char *path, struct verify *v, int fd, struct error *err)
 {
-	uint64_t bytes;
+	uint64_t checked = 0;
+	int ret = generation_load(generation, fd, err);
+
+	if (!ret)
+		ret = snap_read_pages(generation, fd, path, verify_progress, v, &checked, err);
+	v->done += generation_bytes(generation);
+	v->checked += checked;
+	generation_unload(generation);
+	return ret;
+}
+
+/* @err is the first that was found. */
+static int verify_all(const struct chain *chain, const struct arguments *args, struct verify *v, int fd,
+		      struct error *err)
+{
+	struct error found;
 	size_t i;
 	int ret = 0;
 
 	for (i = 0; i < chain->nr; i++)
 		if (!args->generation || chain->generation[i].record.generation == args->generation)
-			v->total += generation_bytes(&chain->generation[i]);
-	for (i = 0; i < chain->nr && !ret; i++) {
+			v->total += bytes_of(&chain->generation[i], fd, &found);
+	for (i = 0; i < chain->nr; i++) {
 		if (args->generation && chain->generation[i].record.generation != args->generation)
 			continue;
-		bytes = 0;
-		ret = snap_read_pages(&chain->generation[i], fd, args->path, verify_progress, v, &bytes, err);
-		v->done += generation_bytes(&chain->generation[i]);
-		*checked += bytes;
+		if (!verify_one(&chain->generation[i], args->path, v, fd, &found))
+			continue;
+		if (ret)
+			complain(&found);
+		else
+			*err = found;
+		ret = -EBADMSG;
 	}
 	progress_clear();
 	return ret;
@@ -267,28 +296,27 @@ int cmd_verify(int argc, char **argv)
 	struct chain chain = { 0 };
 	struct arguments args;
 	struct error err = { "" };
-	uint64_t checked = 0;
 	int fd, ret, status = parse(argc, argv, verify_usage, longs, &args);
 
 	if (status >= 0)
 		return status;
 	fd = ret = file_load(&chain, args.path, &err);
-	if (ret >= 0 && !chain_find(&chain, args.generation, &err))
+	if (ret >= 0 && args.generation && !chain_find(&chain, args.generation, fd, &err))
 		ret = -ENOENT;
 	if (ret >= 0)
-		ret = verify_all(&chain, &args, &v, fd, &checked, &err);
+		ret = verify_all(&chain, &args, &v, fd, &err);
 	if (args.json) {
 		print_json(json_pack("{s:s, s:b, s:I, s:I, s:I, s:s*}", "file", args.path, "whole", !ret,
 				     "generations", (json_int_t)chain.nr,
 				     "read_bytes", (json_int_t)(ret ? 0 : v.total),
-				     "checked_bytes", (json_int_t)(ret ? 0 : checked),
+				     "checked_bytes", (json_int_t)(ret ? 0 : v.checked),
 				     "error", ret ? err.text : NULL));
 	} else if (!ret) {
 		printf("%s: whole; %zu generation%s, %s of pages read in %.2f s, %s\n", args.path,
 		       args.generation ? 1 : chain.nr, args.generation || chain.nr == 1 ? "" : "s",
 		       human_bytes((double)v.total), now() - v.began,
-		       checked == v.total && checked ? "all as their checksums say" :
-		       checked ? "some with checksums, which are right" : "without checksums");
+		       v.checked == v.total && v.checked ? "all as their checksums say" :
+		       v.checked ? "some with checksums, which are right" : "without checksums");
 	}
 	if (ret)
 		complain(&err);
@@ -298,12 +326,13 @@ int cmd_verify(int argc, char **argv)
 	return ret ? 1 : 0;
 }
 
-/* One line, or one object, a generation. */
-static void list_generation(const char *path, const struct generation *generation, json_t *json)
+/* One line, or one object, a generation; "damaged" where its stream can't be read. */
+static int list_generation(const char *path, struct generation *generation, int fd, json_t *json, struct error *err)
 {
 	const struct record *record = &generation->record;
 	char incoming[4352];
-	uint64_t ram = 0;
+	struct error damage = { "" };
+	uint64_t ram = 0, content = bytes_of(generation, fd, &damage);
 	size_t i;
 
 	for (i = 0; i < record->nr_blocks; i++)
@@ -314,15 +343,16 @@ static void list_generation(const char *path, const struct generation *generatio
 		snprintf(incoming, sizeof(incoming), "file:%s", path);
 	if (json)
 		json_array_append_new(json, json_pack(
-			"{s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s}", "generation", (json_int_t)record->generation,
+			"{s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s, s:s*}", "generation", (json_int_t)record->generation,
 			"time", (json_int_t)record->time, "file", path, "ram_bytes", (json_int_t)ram,
-			"content_bytes", (json_int_t)generation_bytes(generation),
+			"content_bytes", (json_int_t)content,
 			"written_bytes", (json_int_t)record->written, "parent", record->parent,
-			"incoming", incoming));
+			"incoming", incoming, "error", damage.text[0] ? damage.text : NULL));
 	else
 		printf("%10" PRIu64 "  %-19s  %10s  %10s  -incoming %s\n", record->generation,
-		       when(record->time), human_bytes((double)generation_bytes(generation)),
+		       when(record->time), damage.text[0] ? "damaged" : human_bytes((double)content),
 		       record->generation ? human_bytes((double)record->written) : "-", incoming);
+	return damage.text[0] ? error_set(err, EBADMSG, "%s: %.900s", path, damage.text) : 0;
 }
 
 static int list_file(const char *path, json_t *json, struct error *err)
@@ -330,14 +360,16 @@ static int list_file(const char *path, json_t *json, struct error *err)
 	struct chain chain;
 	int fd = file_load(&chain, path, err);
 	size_t i;
+	int ret = 0;
 
 	if (fd < 0)
 		return fd;
 	for (i = 0; i < chain.nr; i++)
-		list_generation(path, &chain.generation[i], json);
+		if (list_generation(path, &chain.generation[i], fd, json, err))
+			ret = -EBADMSG;
 	chain_free(&chain);
 	close(fd);
-	return 0;
+	return ret;
 }
 
 int cmd_list(int argc, char **argv)
@@ -402,6 +434,7 @@ static int compact(const struct arguments *args, struct error *err)
 	struct compaction c = { .interrupted = catch_signals(), .began = now() };
 	struct target target = { .fd = -1 };
 	struct chain chain;
+	struct error ignored;
 	struct stat before, after, named;
 	int fd = open(args->path, O_RDWR | O_CLOEXEC), ret;
 	size_t i, first = 0;
@@ -420,7 +453,7 @@ static int compact(const struct arguments *args, struct error *err)
 		return ret;
 	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
 	for (i = first; i < chain.nr; i++)
-		c.total += generation_bytes(&chain.generation[i]);
+		c.total += bytes_of(&chain.generation[i], fd, &ignored);
 	ret = target_open(&target, args->path, -1, true, err);
 	if (!ret)
 		ret = chain_copy(&chain, fd, first, chain.nr - 1, target.fd, compact_progress, &c, err);

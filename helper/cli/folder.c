@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "folder.h"
+#include "target.h"
 #include "../snapfile/chain.h"
 
 #include <dirent.h>
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #define SUFFIX	".snap"
@@ -39,17 +39,6 @@ static uint64_t parse_name(const char *file, const char *name, const char **rest
 		return 0;
 	*rest = end + strlen(SUFFIX);
 	return number;
-}
-
-/* A partial file that nobody has locked is of a save that was killed. */
-static void remove_torn(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-
-	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
-		unlink(path);
-	if (fd >= 0)
-		close(fd);
 }
 
 static int by_number(const void *a, const void *b)
@@ -108,7 +97,7 @@ int folder_read(struct folder *folder, const char *dir, const char *name, struct
 		if (!*rest)
 			ret = add(folder, path, number);
 		else if (name && !strcmp(rest, ".partial"))
-			remove_torn(path);
+			target_remove_torn(path, false);
 	}
 	closedir(d);
 	if (folder->nr) {

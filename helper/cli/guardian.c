@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "guardian.h"
+#include "target.h"
 #include "../qemu/qmp.h"
 
 #include <errno.h>
@@ -122,7 +123,7 @@ static void guard(int pipe_fd, int qmp_fd, const char *path, pid_t peer)
 	if (logging && !command(qmp_fd, "cancel-vcpu-dirty-limit"))
 		command_anew(path, peer, "cancel-vcpu-dirty-limit");
 	if (partial[0])
-		unlink(partial);
+		target_remove_torn(partial, true);
 	_exit(0);
 }
 

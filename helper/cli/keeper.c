@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -186,7 +187,7 @@ static void keep(const char *qmp, int listener)
 }
 
 /* Start the keeper: a process that nobody waits for.  The listening socket is there afterwards. */
-static int start(const char *qmp, const struct sockaddr_un *addr, struct error *err)
+static int start(const char *qmp, const struct sockaddr_un *addr, int lock, struct error *err)
 {
 	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), null, status = 0;
 	pid_t pid;
@@ -206,6 +207,7 @@ static int start(const char *qmp, const struct sockaddr_un *addr, struct error *
 		pid = fork();
 		if (pid)
 			_exit(pid < 0);
+		close(lock);
 		setsid();
 		if (chdir("/") < 0)
 			_exit(1);
@@ -239,6 +241,29 @@ static int connect_to(const struct sockaddr_un *addr)
 	return server < 0 ? -errno : server;
 }
 
+/* A connection to the keeper, which is started if there is none: one, whoever else is about to. */
+static int reach(const char *qmp, const struct sockaddr_un *addr, struct error *err)
+{
+	int lock = open(FOLDER, O_RDONLY | O_DIRECTORY | O_CLOEXEC), server, ret;
+
+	if (lock < 0 || flock(lock, LOCK_EX) < 0) {
+		ret = error_set(err, errno, FOLDER ": %s", strerror(errno));
+		close(lock);
+		return ret;
+	}
+	server = connect_to(addr);
+	if (server == -ECONNREFUSED || server == -ENOENT) {
+		ret = start(qmp, addr, lock, err);
+		server = ret ? ret : connect_to(addr);
+	} else {
+		ret = 0;
+	}
+	close(lock);
+	if (server < 0 && !ret)
+		error_set(err, -server, "%s: %s", addr->sun_path, strerror(-server));
+	return server;
+}
+
 int keeper_save(const struct save_options *opt, const char *output, bool last)
 {
 	static struct request request;
@@ -256,14 +281,8 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	if (!ret && (!qmp || strlen(cwd) + 1 + strlen(output) >= sizeof(request.output) ||
 		     (opt->device && strlen(opt->device) >= sizeof(request.device))))
 		ret = error_set(&err, ENAMETOOLONG, "%s: %s", output, strerror(ENAMETOOLONG));
-	server = ret ? ret : connect_to(&addr);
-	if (server == -ECONNREFUSED || server == -ENOENT) {
-		ret = start(qmp, &addr, &err);
-		server = ret ? ret : connect_to(&addr);
-	}
+	server = ret ? ret : reach(qmp, &addr, &err);
 	if (server < 0) {
-		if (!ret)
-			error_set(&err, -server, "%s: %s", addr.sun_path, strerror(-server));
 		complain(&err);
 		free(qmp);
 		return 1;

@@ -2,6 +2,7 @@
 /* kvmsnap(8): a table of subcommands, and what they share. */
 #include "cli.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,11 +99,19 @@ double now(void)
 
 static bool shown;
 
+/* A terminal that somebody has stopped must not stop us, and the guest with us. */
+static bool takes_output(int fd)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLOUT };
+
+	return poll(&pfd, 1, 0) == 1 && pfd.revents & POLLOUT;
+}
+
 void progress_show(const char *what, uint64_t done, uint64_t total, uint64_t bytes, double began)
 {
 	double elapsed = now() - began, part = total ? (double)done / (double)total : 0;
 
-	if (!isatty(STDERR_FILENO))
+	if (!isatty(STDERR_FILENO) || !takes_output(STDERR_FILENO))
 		return;
 	fprintf(stderr, "\r\033[K%s %3.0f%%  %s, %s/s", what, part * 100, human_bytes((double)bytes),
 		human_bytes(elapsed > 0 ? (double)bytes / elapsed : 0));
@@ -114,7 +123,7 @@ void progress_show(const char *what, uint64_t done, uint64_t total, uint64_t byt
 
 void progress_clear(void)
 {
-	if (shown)
+	if (shown && takes_output(STDERR_FILENO))
 		fputs("\r\033[K", stderr);
 	shown = false;
 }

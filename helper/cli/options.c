@@ -27,6 +27,8 @@ const volatile sig_atomic_t *catch_signals(void)
 	if (old.sa_handler == SIG_IGN)
 		signal(SIGHUP, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
+	/* EFBIG says the same. */
+	signal(SIGXFSZ, SIG_IGN);
 	/* Not to be suspended while the guest waits for us. */
 	signal(SIGTSTP, SIG_IGN);
 	signal(SIGTTIN, SIG_IGN);

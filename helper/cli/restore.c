@@ -215,7 +215,7 @@ static int open_file(struct restore *r, struct error *err)
 	if (ret < 0)
 		return ret;
 	r->fd = ret;
-	r->generation = chain_find(&r->chain, r->number, err);
+	r->generation = chain_find(&r->chain, r->number, r->fd, err);
 	if (!r->generation)
 		return -ENOENT;
 	if (r->instant && (!r->generation->record.generation || r->generation->record.base)) {

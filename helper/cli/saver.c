@@ -252,6 +252,27 @@ static int write_rest(struct saver *saver, struct error *err)
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
 }
 
+/* Nothing follows what there was. */
+static void forget_last(struct saver *saver)
+{
+	chain_free(&saver->chain);
+	if (saver->last >= 0)
+		close(saver->last);
+	saver->last = -1;
+}
+
+/* Read what the next generation is to be appended to; if that can't be done, it is a full one. */
+static int load_chain(struct saver *saver, struct error *err)
+{
+	int ret = chain_load(&saver->chain, saver->last, err);
+
+	if (!ret && !chain_find(&saver->chain, 0, saver->last, err))
+		ret = -EBADMSG;
+	if (ret)
+		forget_last(saver);
+	return ret;
+}
+
 static bool same_file(const char *path, int fd)
 {
 	struct stat a, b;
@@ -263,7 +284,7 @@ static bool same_file(const char *path, int fd)
 static int open_appended(struct saver *saver, struct error *err)
 {
 	struct round *round = &saver->round;
-	int ret = saver->chain.nr ? 0 : chain_load(&saver->chain, saver->last, err);
+	int ret = saver->chain.nr ? 0 : load_chain(saver, err);
 
 	if (ret)
 		return ret;
@@ -574,15 +595,6 @@ static int save_round(struct saver *saver, struct error *err)
 	return ret;
 }
 
-/* Nothing follows what there was. */
-static void forget_last(struct saver *saver)
-{
-	chain_free(&saver->chain);
-	if (saver->last >= 0)
-		close(saver->last);
-	saver->last = -1;
-}
-
 static void set_last(struct saver *saver, const char *path, int fd)
 {
 	if (saver->last >= 0)
@@ -597,14 +609,9 @@ static void set_last(struct saver *saver, const char *path, int fd)
 
 int saver_moved(struct saver *saver, const char *path, int fd, struct error *err)
 {
-	int ret;
-
 	chain_free(&saver->chain);
 	set_last(saver, path, fd);
-	ret = chain_load(&saver->chain, saver->last, err);
-	if (ret)
-		forget_last(saver);
-	return ret;
+	return load_chain(saver, err);
 }
 
 /* What was saved is what the next one follows. */
@@ -681,6 +688,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	/* As it was found.  If we can't resume it, the guardian goes on trying. */
 	if (ret && round->stopped_by_us && resume(saver, &second)) {
 		guardian_leave(&saver->guardian);
+		qmp_give_up(&saver->qemu.qmp);
 		if (qemu_is_alive(&saver->qemu)) {
 			struct error first = *err;
 

@@ -51,6 +51,26 @@ static int open_partial(struct target *target, struct error *err)
 			 target->partial);
 }
 
+void target_remove_torn(const char *path, bool wait)
+{
+	struct stat opened, named;
+	bool locked, same;
+	int fd;
+
+	do {
+		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		if (fd < 0)
+			return;
+		locked = flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) == 0;
+		/* Another may have got the name meanwhile. */
+		same = fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_ino == named.st_ino &&
+		       opened.st_dev == named.st_dev;
+		if (locked && same)
+			unlink(path);
+		close(fd);
+	} while (locked && !same);
+}
+
 int target_lock(int fd, int64_t which, bool share)
 {
 	struct flock lock = {

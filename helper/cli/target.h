@@ -35,6 +35,12 @@ struct target {
 /* Take one of them, or share it; -EBUSY when that can't be had. */
 int target_lock(int fd, int64_t which, bool share);
 
+/*
+ * Remove a partial file, unless it is locked: a save writes it, or the module still writes what a save
+ * that was killed had queued.  With @wait, once it is not.
+ */
+void target_remove_torn(const char *path, bool wait);
+
 /* @path, or the descriptor @fd when @path is NULL.  @force: an existing file may be replaced. */
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err);
 

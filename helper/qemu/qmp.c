@@ -132,6 +132,11 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 	char *text;
 	int ret;
 
+	if (qmp->lost) {
+		json_decref(args);
+		error_set(err, EPIPE, "QMP: %s: the connection is lost", command);
+		return NULL;
+	}
 	/* The id tells its answer from a late one to a command that had timed out. */
 	qmp->id++;
 	request = json_pack("{s:s, s:o*, s:I}", "execute", command, "arguments", args,
@@ -250,6 +255,11 @@ int qmp_connect(struct qmp *qmp, const char *path, struct error *err)
 	ret = qmp_greet(qmp, fd, &inner);
 	qmp->peer = cred.pid;
 	return ret ? error_set(err, -ret, "QMP socket %s: %s", path, inner.text) : 0;
+}
+
+void qmp_give_up(struct qmp *qmp)
+{
+	qmp->lost = true;
 }
 
 void qmp_close(struct qmp *qmp)

@@ -43,6 +43,9 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 /* The same for human monitor commands; returns their text, to be freed. */
 char *qmp_hmp(struct qmp *qmp, const char *line, struct error *err);
 
+/* Another process uses the connection from now on: no command is sent, as if it were lost. */
+void qmp_give_up(struct qmp *qmp);
+
 /* Drop what was sent unasked: events. */
 void qmp_drain(struct qmp *qmp);
 

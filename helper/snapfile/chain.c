@@ -103,12 +103,30 @@ static int load_next(struct generation *generation, int fd, uint64_t base, uint6
 		record_free(record);
 		return 1;
 	}
-	/* It was committed: from here on what does not fit is damage. */
-	if (snap_parse(&generation->snap, fd, record->stream, err)) {
-		record_free(record);
-		return -EBADMSG;
-	}
-	return cut_parts(generation, err);
+	return 0;
+}
+
+int generation_load(struct generation *generation, int fd, struct error *err)
+{
+	struct error inner;
+	int ret;
+
+	if (generation->snap.nr_blocks)
+		return 0;
+	/* It was committed: what does not fit is damage. */
+	ret = snap_parse(&generation->snap, fd, generation->record.stream, &inner);
+	if (ret)
+		return error_set(err, ret == -ENOMEM ? ENOMEM : EBADMSG, "generation %llu: %s",
+				 (unsigned long long)generation->record.generation, inner.text);
+	ret = generation->record.stream ? cut_parts(generation, err) : 0;
+	if (ret)
+		generation_unload(generation);
+	return ret;
+}
+
+void generation_unload(struct generation *generation)
+{
+	snap_free(&generation->snap);
 }
 
 int chain_load(struct chain *chain, int fd, struct error *err)
@@ -156,15 +174,16 @@ void chain_free(struct chain *chain)
 	*chain = (struct chain){ 0 };
 }
 
-struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *err)
+struct generation *chain_find(struct chain *chain, uint64_t nr, int fd, struct error *err)
 {
+	struct generation *generation;
 	size_t i;
 
-	if (!nr)
-		return &chain->generation[chain->nr - 1];
-	for (i = 0; i < chain->nr; i++)
-		if (chain->generation[i].record.generation == nr)
-			return &chain->generation[i];
+	for (i = 0; i < chain->nr; i++) {
+		generation = &chain->generation[i];
+		if (nr ? generation->record.generation == nr : i == chain->nr - 1)
+			return generation_load(generation, fd, err) ? NULL : generation;
+	}
 	error_set(err, ENOENT, "there is no generation %llu; kvmsnap list shows those there are",
 		  (unsigned long long)nr);
 	return NULL;

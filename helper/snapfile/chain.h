@@ -24,7 +24,7 @@
 
 struct generation {
 	struct record record;
-	struct snapfile snap;		/* blocks: parts of blocks, with their own lengths */
+	struct snapfile snap;		/* blocks: parts of blocks, with their own lengths; see generation_load() */
 };
 
 struct chain {
@@ -33,26 +33,33 @@ struct chain {
 	uint64_t end;			/* behind the last: where the next image begins */
 };
 
-/* Read all generations of a file, of ours or of QEMU's. */
+/* Find the generations of a file, of ours or of QEMU's.  Only the first one's stream is read. */
 int chain_load(struct chain *chain, int fd, struct error *err);
 void chain_free(struct chain *chain);
 
-/* Generation @nr, or the newest for 0.  NULL with @err set. */
-struct generation *chain_find(struct chain *chain, uint64_t nr, struct error *err);
+/*
+ * Read the stream of a generation of the file @fd, unless that was done.  -EBADMSG when that is
+ * damaged, which the others need not be.  Bitmaps take 1/32768 of RAM for each part.
+ */
+int generation_load(struct generation *generation, int fd, struct error *err);
+void generation_unload(struct generation *generation);
+
+/* Generation @nr, or the newest for 0, loaded.  NULL with @err set. */
+struct generation *chain_find(struct chain *chain, uint64_t nr, int fd, struct error *err);
 
 /*
- * What @generation has of a page of block @name: offset in the file, or 0 for zeros.
+ * What a loaded @generation has of a page of block @name: offset in the file, or 0 for zeros.
  */
 uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page);
 
-/* Of all pages that it has. */
+/* Of all pages that it has, if it is loaded. */
 uint64_t generation_bytes(const struct generation *generation);
 
 /* The checksum of a page, never 0. */
 uint64_t snap_checksum(const uint8_t *page, const uint8_t key[RECORD_KEY]);
 
 /*
- * Read every page that a generation has, with direct I/O through io_uring, and check it where there
+ * Read every page that a loaded generation has, with direct I/O through io_uring, and check it where there
  * are checksums, on all CPUs; *checked is how many bytes that was.  @progress is told the bytes read so far.
  * @path is @fd's, opened anew.
  */
@@ -61,8 +68,8 @@ int snap_read_pages(const struct generation *generation, int fd, const char *pat
 		    struct error *err);
 
 /*
- * Make the last generation's list of parts that of the next, whose image begins at chain->end:
- * @snap has the next one's layout, as of a file of its own, and in its bitmaps what was written for
+ * Make the list of parts of the last generation, which is loaded, that of the next, whose image begins
+ * at chain->end: @snap has the next one's layout, as of a file of its own, and in its bitmaps what was written for
  * it.  @parts is what snap_append() takes; to be freed.
  */
 int chain_next(const struct chain *chain, const struct snapfile *snap, struct snapfile *parts,
@@ -73,11 +80,11 @@ int chain_next(const struct chain *chain, const struct snapfile *snap, struct sn
  * as an ordinary file, the others appended.  Nothing of it is durable or has a name then.
  * @progress is told the bytes of pages copied so far, and ends it, with -EINTR, by not returning 0.
  */
-int chain_copy(const struct chain *chain, int from, size_t first, size_t last, int to,
+int chain_copy(struct chain *chain, int from, size_t first, size_t last, int to,
 	       int (*progress)(uint64_t bytes, void *data), void *data, struct error *err);
 
 /*
- * Copy what @generation, in the file @from, has of @length bytes at @offset of block @block, both
+ * Copy what the loaded @generation, in the file @from, has of @length bytes at @offset of block @block, both
  * multiples of 4096, to @to at @at; where it has nothing, nothing is written.  @progress as above, *done
  * is what it counts.
  */
@@ -86,7 +93,7 @@ int generation_copy(const struct generation *generation, int from, const char *b
 		    uint64_t *done, struct error *err);
 
 /*
- * Write to the empty file @to a stream of @generation, which is in the file @from, that loads all but
+ * Write to the empty file @to a stream of the loaded @generation, which is in the file @from, that loads all but
  * the pages of the blocks for which @without says so: these are there already.
  */
 int generation_stream(const struct generation *generation, int from,

@@ -208,6 +208,10 @@ static int copy_next(struct copy *copy, const struct generation *from)
 	uint64_t base, end = 0;
 	int devices = -1, ret = chain_load(&chain, copy->to, copy->err);
 
+	if (!ret && !chain_find(&chain, 0, copy->to, copy->err)) {
+		chain_free(&chain);
+		ret = -EBADMSG;
+	}
 	if (ret)
 		return ret;
 	base = chain.end;
@@ -315,13 +319,22 @@ int generation_copy(const struct generation *generation, int from, const char *b
 	return ret;
 }
 
-int chain_copy(const struct chain *chain, int from, size_t first, size_t last, int to,
+int chain_copy(struct chain *chain, int from, size_t first, size_t last, int to,
 	       int (*progress)(uint64_t bytes, void *data), void *data, struct error *err)
 {
 	struct copy copy = { .from = from, .to = to, .progress = progress, .data = data, .err = err };
-	int ret = copy_first(&copy, &chain->generation[first]);
+	size_t i;
+	int ret = 0;
 
-	while (!ret && first < last)
-		ret = copy_next(&copy, &chain->generation[++first]);
+	for (i = first; i <= last && !ret; i++) {
+		struct generation *generation = &chain->generation[i];
+		bool loaded = generation->snap.nr_blocks;
+
+		ret = generation_load(generation, from, err);
+		if (!ret)
+			ret = i == first ? copy_first(&copy, generation) : copy_next(&copy, generation);
+		if (!loaded)
+			generation_unload(generation);
+	}
 	return ret;
 }

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define MAX_BLOCKS	4096
-#define MAX_BITMAP	(64ULL << 20)	/* bytes, beyond what the file itself occupies */
+#define MAX_BITMAPS	(64ULL << 20)	/* bytes of all of them, beyond what the file itself occupies */
 #define MAX_DEVICES	(64ULL << 20)	/* bytes of device sections */
 
 static void parse_block(struct reader *r, struct snapfile *snap)
@@ -47,8 +47,10 @@ static void parse_block(struct reader *r, struct snapfile *snap)
 		reader_fail(r, "a RAM block that doesn't fit the file");
 		return;
 	}
-	if (bitmap_bytes > MAX_BITMAP && bitmap_bytes > r->occupied) {
-		reader_fail(r, "a RAM block that is larger than this file can hold");
+	/* No sum overflows: each is of the file's size at most, and there are MAX_BLOCKS. */
+	snap->bitmaps += bitmap_bytes;
+	if (snap->bitmaps > MAX_BITMAPS && snap->bitmaps > r->occupied) {
+		reader_fail(r, "RAM blocks that are larger than this file can hold");
 		return;
 	}
 	if (snap->nr_blocks == MAX_BLOCKS) {

@@ -46,6 +46,7 @@ struct snapfile {
 	char machine[128];
 	struct snap_block *blocks;
 	size_t nr_blocks;
+	uint64_t bitmaps;		/* bytes of them; parsed files only */
 	uint64_t ram_end;		/* where the RAM section goes on behind the last block */
 	uint64_t devices_offset;	/* first device section */
 	uint64_t devices_end;		/* behind QEMU_VM_EOF; parsed files only */

@@ -37,12 +37,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		for (i = 0; i < chain.nr; i++) {
 			struct generation *g = &chain.generation[i];
 
+			if (generation_load(g, fd, &err))
+				continue;
 			fuzz_guest(g, fd);
 			for (j = 0; j < g->record.nr_blocks; j++)
 				generation_page(g, g->record.blocks[j].name, 0);
 		}
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-		snap_read_pages(&chain.generation[chain.nr - 1], fd, path, NULL, NULL, &checked, &err);
+		if (chain_find(&chain, 0, fd, &err))
+			snap_read_pages(&chain.generation[chain.nr - 1], fd, path, NULL, NULL, &checked, &err);
 		chain_copy(&chain, fd, 0, chain.nr - 1, to, NULL, NULL, &err);
 		chain_free(&chain);
 	}

@@ -131,6 +131,20 @@ progress() {
 	as_before
 }
 
+# Progress has to wait for a terminal whose output somebody has stopped (Ctrl-S), and nothing else.
+stopped_terminal() {
+	cat >"$work/on-tty" <<-EOT
+		perl -e 'ioctl(STDERR, 0x540a, 0) or die'
+		timeout 60 kvmsnap save --live --bandwidth 30M --allow-downtime 60s --qmp $qmp --output $dir/snap >$work/out
+		echo \$? >$work/status
+		perl -e 'ioctl(STDERR, 0x540a, 1)'
+	EOT
+	script -qec "sh $work/on-tty" /dev/null
+	[ "$(cat "$work/status")" = 0 ]
+	kvmsnap verify "$dir/snap"
+	as_before
+}
+
 force_replaces() {
 	echo content >"$dir/snap"
 	kvmsnap save --qmp "$qmp" --output "$dir/snap" --force
@@ -445,6 +459,7 @@ tap_case "places that can't hold a snapshot" wrong_places
 tap_case "report" report
 tap_case "report as JSON" json_report
 tap_case "progress on a terminal" progress
+tap_case "a terminal that is stopped" stopped_terminal
 tap_case "--force replaces" force_replaces
 tap_case "--fd, --stay-stopped, a paused guest" descriptor
 tap_case "block device" block_device

@@ -116,7 +116,7 @@ without_ring() {
 }
 
 plugged_between() {
-	start -m ${mem}M,slots=2,maxmem=512M
+	start -m 208M,slots=2,maxmem=512M
 	incremental 1
 	go_on
 	qmp a '{"execute":"object-add","arguments":{"qom-type":"memory-backend-ram","id":"more","size":33554432}}' \
@@ -127,7 +127,7 @@ plugged_between() {
 	go_on
 	incremental 3
 	guest_kill a
-	restored_goes_on "$(cat "$work/at.3")" plain -m ${mem}M,slots=2,maxmem=512M \
+	restored_goes_on "$(cat "$work/at.3")" plain -m 208M,slots=2,maxmem=512M \
 		-object memory-backend-ram,id=more,size=32M -device pc-dimm,id=dimm,memdev=more
 }
 
@@ -248,6 +248,72 @@ checkpoints() {
 	fi
 }
 
+# flip FILE OFFSET: a bit.
+flip() {
+	perl -e 'open(F, "+<", $ARGV[0]); seek(F, $ARGV[1], 0); read(F, my $b, 1); seek(F, $ARGV[1], 0);
+		print F chr(ord($b) ^ 4)' "$1" "$2"
+}
+
+# Of three appended generations the second's stream is not one any more: the others are there, and a
+# fourth can follow.
+one_damaged() {
+	local stream
+	cp --sparse=always "$(where 2)" "$dir/good"
+	go_on
+	incremental 3 --checksum
+	stream=$(jq .stream "$work/report.2")
+	printf 'XXXX' | dd of="$(where 2)" bs=1 seek="$stream" conv=notrunc status=none
+	! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'generation 2: not a whole mapped-ram file' "$work/error"
+	! grep -q 'generation [13]:' "$work/error"
+	kvmsnap verify --generation 3 "$(where 2)" | grep 'all as their checksums say'
+	! kvmsnap list --json "$(where 2)" >"$work/list" || return 1
+	jq -e '[.[] | has("error")] == [false, true, false]' "$work/list"
+	go_on
+	incremental 4 --checksum
+	kvmsnap verify --generation 4 "$(where 2)"
+	guest_kill a
+	restored_goes_on "$(cat "$work/at.4")" plain -m ${mem}M
+	mv "$dir/good" "$(where 2)"
+}
+
+# The file that others are appended to may not get longer than for four generations and a bit.
+file_limit() {
+	local bytes
+	start -m ${mem}M
+	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
+	bytes=$(stat -c %s "$dir/one")
+	rm "$dir/one"
+	(
+		ulimit -f $((bytes * 9 / 2 / 1024))
+		exec kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep 3 --count 7 --json
+	) >"$work/report"
+	[ "$(jq -s '[.[].content]' -c "$work/report")" = '["full","appended","appended","appended","appended","appended","appended"]' ]
+	[ "$(find "$dir" -name '*.snap' | wc -l)" = 1 ]
+	[ "$(kvmsnap list --json "$dir" | jq -c '[.[].generation]')" = '[4,5,6,7]' ]
+	kvmsnap verify "$dir"/*.snap
+	let_go
+}
+
+# Several that are the first: one process follows the VM, and all are saved.
+first_at_once() {
+	local n pids=()
+	start -m ${mem}M
+	for n in 1 2 3; do
+		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/first-$n.snap" --quiet &
+		pids+=($!)
+	done
+	wait "${pids[0]}"
+	wait "${pids[1]}"
+	wait "${pids[2]}"
+	[ "$(pgrep -xc kvmsnap-keep)" = 1 ]
+	kvmsnap list "$dir"
+	[ "$(kvmsnap list --json "$dir" | jq length)" = 3 ]
+	keepers_end
+	let_go
+}
+
 # A bit that has flipped is found, and named; a torn tail is no generation, and goes.
 damaged() {
 	local page at
@@ -259,15 +325,14 @@ damaged() {
 	# The first page that the generation has written itself.
 	at=$(perl -e 'open(F, "<", $ARGV[0]); seek(F, $ARGV[1], 0); my $o = $ARGV[1];
 		while (read(F, my $p, 4096)) { last if $p =~ /[^\0]/; $o += 4096 } print $o' "$(where 2)" "$page")
-	cp --reflink=auto "$(where 2)" "$dir/good"
-	perl -e 'open(F, "+<", $ARGV[0]); seek(F, $ARGV[1] + 77, 0); read(F, my $b, 1); seek(F, $ARGV[1] + 77, 0);
-		print F chr(ord($b) ^ 4)' "$(where 2)" "$at"
+	flip "$(where 2)" $((at + 77))
 	! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
 	cat "$work/error"
 	grep -q "page $(((at - page) / 4096)) of RAM block pc.ram, at offset $at, is not what was written" "$work/error"
 	grep -q 'generation 2:' "$work/error"
-	mv "$dir/good" "$(where 2)"
+	flip "$(where 2)" $((at + 77))
 	if [ $content = appended ]; then
+		one_damaged
 		truncate -s -8192 "$(where 2)"
 		[ "$(kvmsnap list --json "$(where 2)" | jq length)" = 1 ]
 		kvmsnap verify "$(where 2)"
@@ -286,6 +351,8 @@ usage_errors() {
 	done
 	! kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error"
 	grep -q 'QMP socket /nowhere' "$work/error"
+	! flock "$dir/.vm.lock" kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error"
+	grep -q 'another kvmsnap checkpoint' "$work/error"
 }
 
 tap_case "usage errors" usage_errors
@@ -298,5 +365,7 @@ tap_case "disk full, then again" failing_between disk_full
 tap_case "the keeper killed" keeper_killed
 tap_case "another QEMU in its place" another_qemu
 tap_case "checkpoints under load" checkpoints
+[ $content = clone ] || tap_case "a limit of the file's size" file_limit
+tap_case "three are the first" first_at_once
 tap_case "damage is found" damaged
 tap_end

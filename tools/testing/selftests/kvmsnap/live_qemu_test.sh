@@ -189,7 +189,7 @@ without_ring() {
 # last): then it takes comparing.
 with_plugged_memory() {
 	local looks=any tracking="ring|compare"
-	live_trip "$work_args" plug_memory -m ${mem}M,slots=2,maxmem=512M
+	live_trip "$work_args" plug_memory -m 208M,slots=2,maxmem=512M
 }
 
 with_ksm() {
