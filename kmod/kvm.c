@@ -507,6 +507,24 @@ static bool kvmsnap_ring_drain(struct kvm_dirty_ring *ring, struct kvmsnap_batch
 	return true;
 }
 
+/* Is a ring half full?  *any: has one an entry? */
+static bool kvmsnap_rings_press(struct kvm *kvm, bool *any)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	*any = false;
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
+		u32 used = READ_ONCE(ring->dirty_index) - READ_ONCE(ring->reset_index);
+
+		if (used >= ring->size / 2)
+			return true;
+		*any |= used;
+	}
+	return false;
+}
+
 /* Turn slot and offset of the entries into host addresses.  Under slots_lock. */
 static void kvmsnap_batch_translate(struct kvm *kvm, struct kvmsnap_batch *batch)
 {
@@ -538,6 +556,8 @@ static void kvmsnap_batch_translate(struct kvm *kvm, struct kvmsnap_batch *batch
  *	not all: every page is to be taken as dirty.  With batch->broken there is no telling,
  *	since the TLB flush of another's reset may be yet to come.  As long as
  *	batch->rings_left is not 0, another call goes on
+ * @lazy: nothing is taken before a ring is half full.  Each reset has the guest fault again
+ *	at every page that it writes
  *
  * When it returns, each page in @batch is protected again in every TLB: the guest's next
  * write to it makes a new entry.  Only now may the page be read and taken as clean.
@@ -546,13 +566,14 @@ static void kvmsnap_batch_translate(struct kvm *kvm, struct kvmsnap_batch *batch
  * VM's process holds for as long as it likes, but not beyond its end.
  * Return: 0 or -ESRCH, the VM's process is gone.
  */
-int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch)
+int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch, bool lazy)
 {
 	struct file *file = NULL;
 	struct kvm *kvm;
 	long reset = 0;
 
 	batch->nr = 0;
+	batch->waiting = false;
 	batch->changed = false;
 	batch->broken = false;
 	if (!mmget_not_zero(vm->mm))
@@ -568,7 +589,7 @@ int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch)
 	}
 	kvm = file->private_data;
 
-	if (!batch->rings_left)
+	if (!batch->rings_left && (!lazy || kvmsnap_rings_press(kvm, &batch->waiting)))
 		batch->rings_left = atomic_read(&kvm->online_vcpus);
 	for (; batch->rings_left; batch->rings_left--) {
 		struct kvm_vcpu *vcpu = kvm_get_vcpu(kvm, batch->rings_left - 1);

@@ -42,6 +42,7 @@ struct kvmsnap_ring_entry {
  * @max: entries there is room for
  * @nr: filled
  * @rings_left: of the round: rings yet to be emptied; from the last vCPU to the first
+ * @waiting: there were entries, though none was taken
  * @changed: memslots are not what they were: the entries don't tell all
  * @broken: somebody else has harvested: writes are missed, and may go on to be
  * @generation: of the memslots at the last harvest, by address space
@@ -52,6 +53,7 @@ struct kvmsnap_batch {
 	u32 max;
 	u32 nr;
 	u32 rings_left;
+	bool waiting;
 	bool changed;
 	bool broken;
 	u64 generation[KVMSNAP_MAX_AS];
@@ -76,6 +78,6 @@ int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu
 int kvmsnap_vm_observe(struct kvmsnap_vm *vm);
 void kvmsnap_vm_ignore(struct kvmsnap_vm *vm);
 void kvmsnap_kvm_module_init(void);
-int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch);
+int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch, bool lazy);
 
 #endif

@@ -36,7 +36,7 @@
 
 static unsigned int harvest_ms = 4;
 module_param(harvest_ms, uint, 0644);
-MODULE_PARM_DESC(harvest_ms, "Milliseconds between background harvests of busy dirty rings (1 to 1000, default 4)");
+MODULE_PARM_DESC(harvest_ms, "Milliseconds between background looks at busy dirty rings (1 to 1000, default 4)");
 
 /* The sessions that harvest, until their harvester is through. */
 static LIST_HEAD(kvmsnap_owners);
@@ -44,7 +44,7 @@ static DEFINE_SPINLOCK(kvmsnap_owners_lock);
 static DECLARE_WAIT_QUEUE_HEAD(kvmsnap_owners_wait);
 
 /* Part of a round over all rings: one batch.  Returns 0 or -ESRCH. */
-static int kvmsnap_ring_batch(struct kvmsnap_session *session)
+static int kvmsnap_ring_batch(struct kvmsnap_session *session, bool lazy)
 {
 	struct kvmsnap_ring *ring = &session->ring;
 	struct kvmsnap_batch *batch = &ring->batch;
@@ -52,7 +52,7 @@ static int kvmsnap_ring_batch(struct kvmsnap_session *session)
 	u32 i;
 	int err;
 
-	err = kvmsnap_vm_harvest(session->vm, batch);
+	err = kvmsnap_vm_harvest(session->vm, batch, lazy);
 	if (err)
 		return err;
 	/* Runs of pages, and of the same page, are marked at once. */
@@ -81,19 +81,24 @@ static int kvmsnap_ring_batch(struct kvmsnap_session *session)
 	return 0;
 }
 
-/* A round: each ring is emptied of what was in it at the start. */
+/*
+ * A round: each ring is emptied of what was in it at the start; but for one that nobody asked for,
+ * while there is room in all.
+ */
 static int kvmsnap_ring_round(struct kvmsnap_session *session)
 {
 	struct kvmsnap_ring *ring = &session->ring;
+	bool lazy;
 	u64 nr;
 	int err;
 
 	spin_lock(&session->state_lock);
 	nr = ++ring->begun;
+	lazy = ring->asked < nr;
 	spin_unlock(&session->state_lock);
 
 	do {
-		err = kvmsnap_ring_batch(session);
+		err = kvmsnap_ring_batch(session, lazy);
 	} while (!err && ring->batch.rings_left);
 
 	spin_lock(&session->state_lock);
@@ -126,7 +131,7 @@ static int kvmsnap_ring_thread(void *data)
 		if (READ_ONCE(ring->over) || kvmsnap_ring_round(session))
 			break;
 		rest = clamp(READ_ONCE(harvest_ms), 1U, 1000U);
-		if (!ring->batch.nr)
+		if (!ring->batch.nr && !ring->batch.waiting)
 			rest = max(rest, KVMSNAP_HARVEST_IDLE_MS);
 	}
 	kvmsnap_ring_disown(ring);

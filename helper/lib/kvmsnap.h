@@ -20,8 +20,8 @@
  *	do
  *		kvmsnap_queue_dirty(s, 0, NULL);
  *		kvmsnap_wait(s, -1, &result);
- *		kvmsnap_stats(s, &stats);
- *	while stats.pages_dirty take longer to write than the VM may pause
+ *		kvmsnap_harvest(s, &harvest);
+ *	while harvest.pages_dirty take longer to write than the VM may pause
  *	stop the vCPUs and the devices; save their state
  *	kvmsnap_harvest(s, NULL);
  *	kvmsnap_queue_dirty(s, KVMSNAP_QUEUE_STOPPED, NULL);

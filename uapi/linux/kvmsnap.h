@@ -387,7 +387,7 @@ struct kvmsnap_cancel {
  * @elapsed_ns: out, since the pass began, until now or its end
  * @memory: out, bytes of kernel memory the session holds: request pool, copies, bitmaps,
  *	hashes and the harvest's buffer
- * @pages_dirty: out, pages in the dirty set now
+ * @pages_dirty: out, pages in the dirty set now; those of ring entries after a harvest
  * @pages_same: out, pages of the pass, or compared by it, that the target held already
  * @harvests: out, rounds over the dirty rings since TRACK
  * @harvested: out, ring entries taken, or in observer mode seen to be pushed, since TRACK
@@ -518,8 +518,10 @@ enum kvmsnap_track_flags {
  * @reserved: must be 0
  *
  * Makes all pages dirty.  From then on a page that is written comes back into the dirty set:
- *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests in the
- *    background, and when asked to by HARVEST.
+ *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests when asked to
+ *    by HARVEST, and when a ring is half full.  Not more often: after each the vCPUs fault again
+ *    at every page that they write, so large rings (65536 entries, 1 MiB a vCPU) cost the guest
+ *    the least.
  *  - written by a vCPU, in observer mode: when the VMM has reset the ring's entry, and the
  *    same ring once more, or at HARVEST.
  *  - written by the VMM itself or by the kernel on its behalf (device emulation, vhost):
@@ -564,9 +566,9 @@ struct kvmsnap_track {
  *
  * Returns when a harvest that began after the call is over: all that was in the rings then
  * is in the dirty set, and the rings have room.  Called by a vCPU's thread after
- * KVM_EXIT_DIRTY_RING_FULL, before KVM_RUN; and once with every vCPU out of KVM_RUN, and
- * after the last ioctl on a vCPU, before the last pass (a processor may log writes in a
- * buffer of its own that KVM empties when the vCPU comes out).
+ * KVM_EXIT_DIRTY_RING_FULL, before KVM_RUN; before each pass while the vCPUs run; and once with
+ * every vCPU out of KVM_RUN, and after the last ioctl on a vCPU, before the last pass (a
+ * processor may log writes in a buffer of its own that KVM empties when the vCPU comes out).
  *
  * In observer mode nothing is taken out of the rings.  What may be written again without being
  * told of is made dirty, each time: called once before the last pass, as above.

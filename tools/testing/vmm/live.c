@@ -74,6 +74,16 @@ static int last_pass(int session, bool compare, bool stage)
 	return waited(kvmsnap_wait_staged(session, -1, &wait), &wait);
 }
 
+/* What has been written meanwhile, and is to be written in the next pass. */
+static int look(const struct machine *m, int session, const struct live_options *options,
+		struct live_report *report)
+{
+	int err = options->compare_only || m->config.reap_ms ? 0 : kvmsnap_harvest(session, NULL);
+
+	kvmsnap_stats(session, &report->stats);
+	return err ? fail("harvesting", err) : 0;
+}
+
 static uint32_t track_mode(const struct machine *m, const struct live_options *options)
 {
 	return options->compare_only ? KVMSNAP_TRACK_COMPARE :
@@ -135,7 +145,9 @@ int live_generation(struct machine *m, int session, const struct live_options *o
 			return err;
 		report->passes++;
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
-		kvmsnap_stats(session, &report->stats);
+		err = look(m, session, options, report);
+		if (err)
+			return err;
 		if (machine_work(m) - work < options->min_work || m->ring_full < options->min_full)
 			continue;
 		if (report->passes >= options->max_passes ||

@@ -26,7 +26,7 @@ static const char usage[] =
 	"  --filled MIB        how much of it has content (half)\n"
 	"  --dirtied MIB       how much of it the guest writes to (16)\n"
 	"  --vcpus N           (2)\n"
-	"  --ring N            entries of each dirty ring, a power of two (4096)\n"
+	"  --ring N            entries of each dirty ring, a power of two (65536)\n"
 	"  --pattern sequential|random|same|zero|aba|fill\n"
 	"  --device --balloon --smm   write memory from outside the guest, drop pages, take SMIs\n"
 	"  --reap-ms N                reap its rings itself, as QEMU does, and have that observed\n"
@@ -203,7 +203,7 @@ int main(int argc, char **argv)
 		{ "generations", required_argument, NULL, GENERATIONS },
 		{ "bench-harvest", no_argument, NULL, BENCH }, { 0 }
 	};
-	struct machine_config config = { .ram = 256 << 20, .vcpus = 2, .ring = 4096,
+	struct machine_config config = { .ram = 256 << 20, .vcpus = 2, .ring = 65536,
 		.dirtied = 16 << 20, .seed = 1 };
 	struct live_options options = { .max_passes = 10, .max_downtime = 0.02 };
 	const char *output = NULL;
