@@ -142,6 +142,7 @@ stopped_terminal() {
 	script -qec "sh $work/on-tty" /dev/null
 	[ "$(cat "$work/status")" = 0 ]
 	kvmsnap verify "$dir/snap"
+	rm "$dir/snap"
 	as_before
 }
 
