@@ -81,6 +81,10 @@ test-long:
 	KVMSNAP_TEST_ARGS="-t checkpoints" tools/testing/test $(addprefix generation_test.sh@,xfs ext4 btrfs)
 	tools/testing/test crash_test.sh $(addprefix powerloss_test.sh@,xfs ext4 btrfs)
 
+# Eight guests for half an hour.
+test-soak:
+	KVMSNAP_SOAK=$(or $(TIME),1800) KVMSNAP_SLOW=3 tools/testing/test soak_test.sh
+
 test-broken:
 	tools/testing/test-broken $(TESTS)
 
@@ -115,5 +119,5 @@ shell:
 
 export KERNEL KDIR PREFIX CC DESTDIR
 .PHONY: all help modules modules_install helper tests install install-helper install-tests \
-	clean demo test test-long test-broken test-debug test-kernels test-sanitized fuzz fuzz-ioctls lint \
+	clean demo test test-long test-broken test-debug test-kernels test-sanitized test-soak fuzz fuzz-ioctls lint \
 	bench shell

@@ -356,7 +356,7 @@ usage_errors() {
 }
 
 tap_case "usage errors" usage_errors
-tap_case "each is exact, pc" exact_each_time 6 -m ${mem}M
+tap_case "each is exact, pc" exact_each_time 4 -m ${mem}M
 tap_case "each is exact, q35, 2 vCPUs" exact_each_time 4 -machine q35 -smp 2 -m ${mem}M
 tap_case "no dirty ring" without_ring
 tap_case "memory plugged in between" plugged_between
