@@ -145,11 +145,12 @@ int live_generation(struct machine *m, int session, const struct live_options *o
 			return err;
 		report->passes++;
 		rate = took > 0 ? (double)report->stats.bytes_written / took : 0;
+		/* A test wants the machine to have done so much; that a ring is full, which looking prevents. */
+		if (machine_work(m) - work < options->min_work || m->ring_full < options->min_full)
+			continue;
 		err = look(m, session, options, report);
 		if (err)
 			return err;
-		if (machine_work(m) - work < options->min_work || m->ring_full < options->min_full)
-			continue;
 		if (report->passes >= options->max_passes ||
 		    (options->max_downtime >= 0 &&
 		     (double)(report->stats.pages_dirty * GUEST_PAGE) <= rate * options->max_downtime))
