@@ -21,6 +21,7 @@ help:
 	@echo '  test              all tests; KERNEL=6.1|6.12|7.3, TESTS="names"'
 	@echo '  test-long         100 random rounds of live saves each, of the small VMM and of QEMU; 50 checkpoints,'
 	@echo '                    power lost at every flush, 200 kills, on each file system'
+	@echo '  test-soak         eight guests saved, interrupted and killed at random; TIME=1800 seconds'
 	@echo '  test-broken       builds broken on purpose, which the tests must catch; TESTS="names"'
 	@echo '  test-kernels      all tests on each kernel, with QEMU 10.0 and the backported one between them'
 	@echo '  test-sanitized    the command under ASan and UBSan, and some of it under valgrind'

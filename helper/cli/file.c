@@ -435,7 +435,7 @@ static int compact(const struct arguments *args, struct error *err)
 	struct target target = { .fd = -1 };
 	struct chain chain;
 	struct error ignored;
-	struct stat before, after, named;
+	struct stat before, after;
 	int fd = open(args->path, O_RDWR | O_CLOEXEC), ret;
 	size_t i, first = 0;
 
@@ -443,7 +443,7 @@ static int compact(const struct arguments *args, struct error *err)
 		return error_set(err, errno, "%s: %s", args->path, strerror(errno));
 	/* From here on nobody appends; and nobody has put another in its place before. */
 	if (target_lock(fd, TARGET_END, false) == -EBUSY || fstat(fd, &before) < 0 ||
-	    stat(args->path, &named) < 0 || named.st_ino != before.st_ino) {
+	    !target_has_name(fd, args->path)) {
 		close(fd);
 		return error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
 				 args->path);

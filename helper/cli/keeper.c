@@ -244,7 +244,7 @@ static int connect_to(const struct sockaddr_un *addr)
 /* A connection to the keeper, which is started if there is none: one, whoever else is about to. */
 static int reach(const char *qmp, const struct sockaddr_un *addr, struct error *err)
 {
-	int lock = open(FOLDER, O_RDONLY | O_DIRECTORY | O_CLOEXEC), server, ret;
+	int lock = open(FOLDER, O_RDONLY | O_DIRECTORY | O_CLOEXEC), server, ret = 0;
 
 	if (lock < 0 || flock(lock, LOCK_EX) < 0) {
 		ret = error_set(err, errno, FOLDER ": %s", strerror(errno));
@@ -255,8 +255,6 @@ static int reach(const char *qmp, const struct sockaddr_un *addr, struct error *
 	if (server == -ECONNREFUSED || server == -ENOENT) {
 		ret = start(qmp, addr, lock, err);
 		server = ret ? ret : connect_to(addr);
-	} else {
-		ret = 0;
 	}
 	close(lock);
 	if (server < 0 && !ret)

@@ -26,7 +26,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -264,21 +263,11 @@ static void forget_last(struct saver *saver)
 /* Read what the next generation is to be appended to; if that can't be done, it is a full one. */
 static int load_chain(struct saver *saver, struct error *err)
 {
-	int ret = chain_load(&saver->chain, saver->last, err);
+	int ret = chain_load_last(&saver->chain, saver->last, err);
 
-	if (!ret && !chain_find(&saver->chain, 0, saver->last, err))
-		ret = -EBADMSG;
 	if (ret)
 		forget_last(saver);
 	return ret;
-}
-
-static bool same_file(const char *path, int fd)
-{
-	struct stat a, b;
-
-	return path && stat(path, &a) == 0 && fstat(fd, &b) == 0 && a.st_ino == b.st_ino &&
-	       a.st_dev == b.st_dev;
 }
 
 static int open_appended(struct saver *saver, struct error *err)
@@ -290,7 +279,7 @@ static int open_appended(struct saver *saver, struct error *err)
 		return ret;
 	round->content = CONTENT_APPENDED;
 	round->output = saver->last_path;
-	if (!same_file(saver->last_path, saver->last))
+	if (!target_has_name(saver->last, saver->last_path))
 		return error_set(err, ESTALE, "%s is another file than it was; choose a new one", saver->last_path);
 	return target_append(&round->target, saver->last_path, saver->last, saver->chain.end, err);
 }
@@ -305,7 +294,7 @@ static int open_target(struct saver *saver, const char *path, int fd, struct err
 	round->output = path;
 	round->content = CONTENT_FULL;
 	if (saver->last >= 0 && saver->last_path &&
-	    ((same_file(path, saver->last) && !opt->force) || (saver->chain.nr && opt->append)))
+	    ((path && target_has_name(saver->last, path) && !opt->force) || (saver->chain.nr && opt->append)))
 		return open_appended(saver, err);
 	ret = target_open(&round->target, path, fd, opt->force, err);
 	if (ret || saver->last < 0)

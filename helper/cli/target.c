@@ -13,13 +13,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+bool target_has_name(int fd, const char *path)
+{
+	struct stat opened, named;
+
+	return fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_ino == named.st_ino &&
+	       opened.st_dev == named.st_dev;
+}
+
 /*
  * The new file under its provisional name.  It is locked for as long as its save runs, so
  * one that is there unlocked was left by a save that was killed, and goes.
  */
 static int open_partial(struct target *target, struct error *err)
 {
-	struct stat opened, named;
+	struct stat opened;
 	int tries, fd;
 
 	for (tries = 0; tries < 10; tries++) {
@@ -36,8 +44,7 @@ static int open_partial(struct target *target, struct error *err)
 			return error_set(err, EINVAL, "%s is in the way; remove it", target->partial);
 		}
 		/* Ours, if it is still the one of that name and new. */
-		if (stat(target->partial, &named) == 0 && named.st_ino == opened.st_ino &&
-		    named.st_dev == opened.st_dev) {
+		if (target_has_name(fd, target->partial)) {
 			if (opened.st_size == 0 && opened.st_blocks == 0 &&
 			    opened.st_uid == geteuid() && opened.st_nlink == 1) {
 				target->fd = fd;
@@ -53,7 +60,6 @@ static int open_partial(struct target *target, struct error *err)
 
 void target_remove_torn(const char *path, bool wait)
 {
-	struct stat opened, named;
 	bool locked, same;
 	int fd;
 
@@ -63,8 +69,7 @@ void target_remove_torn(const char *path, bool wait)
 			return;
 		locked = flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) == 0;
 		/* Another may have got the name meanwhile. */
-		same = fstat(fd, &opened) == 0 && stat(path, &named) == 0 && opened.st_ino == named.st_ino &&
-		       opened.st_dev == named.st_dev;
+		same = target_has_name(fd, path);
 		if (locked && same)
 			unlink(path);
 		close(fd);

@@ -35,6 +35,9 @@ struct target {
 /* Take one of them, or share it; -EBUSY when that can't be had. */
 int target_lock(int fd, int64_t which, bool share);
 
+/* Is it still @fd's file that has the name @path? */
+bool target_has_name(int fd, const char *path);
+
 /*
  * Remove a partial file, unless it is locked: a save writes it, or the module still writes what a save
  * that was killed had queued.  With @wait, once it is not.

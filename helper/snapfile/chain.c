@@ -189,6 +189,17 @@ struct generation *chain_find(struct chain *chain, uint64_t nr, int fd, struct e
 	return NULL;
 }
 
+int chain_load_last(struct chain *chain, int fd, struct error *err)
+{
+	int ret = chain_load(chain, fd, err);
+
+	if (!ret && !chain_find(chain, 0, fd, err)) {
+		chain_free(chain);
+		ret = -EBADMSG;
+	}
+	return ret;
+}
+
 uint64_t generation_page(const struct generation *generation, const char *name, uint64_t page)
 {
 	size_t i;

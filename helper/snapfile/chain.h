@@ -35,6 +35,9 @@ struct chain {
 
 /* Find the generations of a file, of ours or of QEMU's.  Only the first one's stream is read. */
 int chain_load(struct chain *chain, int fd, struct error *err);
+
+/* The same, with the last one loaded, for another to be appended. */
+int chain_load_last(struct chain *chain, int fd, struct error *err);
 void chain_free(struct chain *chain);
 
 /*
@@ -69,8 +72,8 @@ int snap_read_pages(const struct generation *generation, int fd, const char *pat
 
 /*
  * Make the list of parts of the last generation, which is loaded, that of the next, whose image begins
- * at chain->end: @snap has the next one's layout, as of a file of its own, and in its bitmaps what was written for
- * it.  @parts is what snap_append() takes; to be freed.
+ * at chain->end: @snap has the next one's layout, as of a file of its own, and in its bitmaps what was
+ * written for it.  @parts is what snap_append() takes; to be freed.
  */
 int chain_next(const struct chain *chain, const struct snapfile *snap, struct snapfile *parts,
 	       struct error *err);

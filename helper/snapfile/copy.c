@@ -206,12 +206,8 @@ static int copy_next(struct copy *copy, const struct generation *from)
 	struct record record = { 0 };
 	struct chain chain;
 	uint64_t base, end = 0;
-	int devices = -1, ret = chain_load(&chain, copy->to, copy->err);
+	int devices = -1, ret = chain_load_last(&chain, copy->to, copy->err);
 
-	if (!ret && !chain_find(&chain, 0, copy->to, copy->err)) {
-		chain_free(&chain);
-		ret = -EBADMSG;
-	}
 	if (ret)
 		return ret;
 	base = chain.end;

@@ -100,7 +100,7 @@ int main(int argc, char **argv)
 		return 1;
 	if (!strcmp(argv[2], "1"))
 		return 0;
-	if (chain_load(&chain, fd, &err) || !chain_find(&chain, 0, fd, &err))
+	if (chain_load_last(&chain, fd, &err))
 		return 1;
 	snap = (struct snapfile){ 0 };
 	fill(&snap, fd, chain.end, 5);

@@ -136,7 +136,5 @@ all_rounds() {
 	done
 }
 
-# Past tap_case, for whoever waits.
-exec 3>&1
 tap_case "$kills killed, seed $seed" all_rounds
 tap_end

@@ -244,7 +244,7 @@ mkfs_mount() {
 
 # TAP.  tap_case NAME FUNCTION ARG...: a function that returns 0 passes, 4 skips with its last
 # line as the reason.  tap_end prints the plan and leaves.  A script's -t TEXT: only cases
-# with that in their name.
+# with that in their name.  What a case writes to descriptor 3 is seen at once, by whoever waits.
 tap_count=0 tap_failed=0 tap_only=
 [ "${1:-}" != -t ] || tap_only=$2
 tap_case() {
@@ -257,7 +257,7 @@ tap_case() {
 		set -eE
 		trap 'echo "line $LINENO: $BASH_COMMAND: status $?" >&2' ERR
 		"$@"
-	) >"$log" 2>&1
+	) 3>&1 >"$log" 2>&1
 	status=$?
 	case $status in
 	0) echo "ok $tap_count - $name" ;;

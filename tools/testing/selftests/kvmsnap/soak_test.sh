@@ -70,16 +70,23 @@ chaos() {
 		pid=$!
 		[ "$what" -ge 6 ] || sleep $((ms / 1000)).$(printf %03d $((ms % 1000)))
 		case $what in
-		0 | 1 | 2) kill -INT $pid ;;
-		3 | 4) kill -9 $pid ;;
+		0 | 1 | 2)
+			kill -INT $pid
+			echo interrupt
+			;;
+		3 | 4)
+			kill -9 $pid
+			echo kill
+			;;
 		5)
 			guest_kill "$1"
 			wait $pid
 			start "$1" || echo "guest $1 did not start" >>"$work/trouble"
+			echo restart
 			;;
-		esac 2>/dev/null
+		*) echo save ;;
+		esac >>"$work/did.$1" 2>/dev/null
 		wait $pid 2>/dev/null
-		case $what in 5) echo restart ;; 3 | 4) echo kill ;; 0 | 1 | 2) echo interrupt ;; *) echo save ;; esac >>"$work/did.$1"
 	done
 }
 
@@ -94,7 +101,7 @@ at_random() {
 	for g in $guests; do chaos "$g" $until & done
 	wait
 	[ ! -e "$work/trouble" ] || { cat "$work/trouble"; return 1; }
-	sort "$work"/did.* | uniq -c
+	sort "$work"/did.* | uniq -c | sed 's/^/# /' >&3
 	# The last ones killed may still be resumed by their guardians.
 	for g in $guests; do
 		guest_goes_on "$g"
@@ -109,10 +116,8 @@ at_random() {
 	echo "slabs: $slab_before KiB before, $slab_after KiB after"
 	diff "$work/before" "$work/after"
 	[ $((slab_after - slab_before)) -lt 8192 ]
-	sort "$work"/did.* | uniq -c | sed 's/^/# /' >&3
 }
 
-exec 3>&1
 tap_case "eight saved at once" saved_at_once
 tap_case "eight at random for $soak s, seed $seed" at_random
 tap_end
