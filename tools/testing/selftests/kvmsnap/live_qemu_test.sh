@@ -265,15 +265,18 @@ too_long() {
 	grep -q 'allow more with --allow-downtime' "$work/error"
 }
 
-# A save to FILE that is in its second pass or a later one; its process is $saver.
+# A save to FILE that is in its second pass or a later one; its process, $saver, is held there, so
+# as not to be done before the caller strikes and sends it SIGCONT.
 begin_save() {
 	local i
 	# shellcheck disable=SC2086
 	kvmsnap save $live --qmp "$work/a.qmp" --output "$1" 2>"$work/error" &
 	saver=$!
 	for i in $(seq 300); do
-		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && return
 		sleep 0.05
+		kill -STOP $saver
+		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && return
+		kill -CONT $saver
 	done
 	return 1
 }
@@ -283,6 +286,7 @@ signalled() {
 	local saver
 	begin_save "$dir/snap"
 	kill -"$1" $saver
+	kill -CONT $saver
 	! wait $saver
 	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
 }
@@ -374,6 +378,7 @@ disk_fails() {
 	dm_load "0 $sectors delay $disk 0 0 $disk 0 300"
 	begin_save "/dev/mapper/${KVMSNAP_DM:?}"
 	dm_load "0 $sectors error"
+	kill -CONT $saver
 	! wait $saver || return 1
 	dm_load "0 $sectors linear $disk 0"
 	cat "$work/error"
@@ -389,6 +394,7 @@ qemu_killed() {
 	guest_goes_on a
 	begin_save "$dir/snap"
 	guest_kill a
+	kill -CONT $saver
 	! wait $saver || return 1
 	cat "$work/error"
 	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
