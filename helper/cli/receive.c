@@ -301,7 +301,7 @@ static int get_tail(struct receive *r)
 		close(fd);
 		return ret;
 	}
-	r->snap.described = devices.size > devices.devices_end;
+	r->snap.description = devices.size - devices.devices_end;
 	snap_free(&devices);
 	return fd;
 }

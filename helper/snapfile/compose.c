@@ -144,6 +144,17 @@ static void compose_record(const struct snap_block *block, struct buffer *b)
 	put64(b, block->pages_offset);
 }
 
+/* Behind the first record.  snap->size and devices_end are known. */
+static void compose_tag(const struct snapfile *snap, struct buffer *b)
+{
+	struct snap_tag tag = {
+		.devices_end = htobe64(snap->devices_end), .stream_end = htobe64(snap->size),
+	};
+
+	memcpy(tag.magic, SNAP_TAG_MAGIC, sizeof(tag.magic));
+	put(b, &tag, sizeof(tag));
+}
+
 static void compose_ram_end(struct buffer *b)
 {
 	put64(b, RAM_SAVE_FLAG_EOS);
@@ -171,7 +182,7 @@ void snap_layout(struct snapfile *snap)
 		b.len = 0;
 		compose_record(block, &b);
 		block->record_offset = offset;
-		block->bitmap_offset = offset + b.len;
+		block->bitmap_offset = offset + b.len + (i ? 0 : sizeof(struct snap_tag));
 		block->pages_offset = (block->bitmap_offset + snap_bitmap_bytes(block->length) +
 				       SNAP_ALIGN - 1) / SNAP_ALIGN * SNAP_ALIGN;
 		offset = block->pages_offset + block->length;
@@ -183,8 +194,8 @@ void snap_layout(struct snapfile *snap)
 	free(b.data);
 }
 
-/* The end in one piece: RAM section's, devices, description. */
-static int compose_end(struct buffer *b, int devices_fd, bool described)
+/* The end in one piece: RAM section's, devices, description.  Sets where they end. */
+static int compose_end(struct snapfile *snap, struct buffer *b, int devices_fd)
 {
 	uint8_t chunk[4096];
 	ssize_t n;
@@ -196,10 +207,12 @@ static int compose_end(struct buffer *b, int devices_fd, bool described)
 		else if (errno != EINTR)
 			return -errno;
 	}
-	if (!described) {
+	snap->devices_end = snap->ram_end + b->len - snap->description;
+	if (!snap->description) {
 		put8(b, QEMU_VM_VMDESCRIPTION);
 		put32(b, 0);
 	}
+	snap->size = snap->ram_end + b->len;
 	return b->failed ? -ENOMEM : 0;
 }
 
@@ -207,25 +220,24 @@ int snap_write(struct snapfile *snap, int fd, int devices_fd, struct error *err)
 {
 	struct buffer b = { 0 };
 	size_t i;
-	int ret;
+	int ret = compose_end(snap, &b, devices_fd);
 
+	if (!ret)
+		ret = snap_pwrite(fd, b.data, b.len, snap->ram_end);
+	b.len = 0;
 	compose_head(snap, &b, 0);	/* the magic number: snap_seal() */
-	ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, 0);
+	if (!ret)
+		ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, 0);
 	for (i = 0; i < snap->nr_blocks && !ret; i++) {
 		struct snap_block *block = &snap->blocks[i];
 
 		b.len = 0;
 		compose_record(block, &b);
+		if (!i)
+			compose_tag(snap, &b);
 		put(&b, block->bitmap, snap_bitmap_bytes(block->length));
 		ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, block->record_offset);
 	}
-
-	b.len = 0;
-	if (!ret)
-		ret = compose_end(&b, devices_fd, snap->described);
-	if (!ret)
-		ret = snap_pwrite(fd, b.data, b.len, snap->ram_end);
-	snap->size = snap->ram_end + b.len;
 	free(b.data);
 	if (ret)
 		error_set(err, -ret, "writing the snapshot's records: %s", strerror(-ret));
@@ -250,10 +262,10 @@ int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, stru
 	compose_ram_end(&b);
 	snap->devices_offset = offset + b.len;
 	b.len = 0;
-	ret = compose_end(&b, devices_fd, false);
+	ret = compose_end(snap, &b, devices_fd);
 	if (!ret)
 		ret = snap_pwrite(fd, b.data, b.len, snap->ram_end);
-	snap->size = end = snap->ram_end + b.len;
+	end = snap->size;
 
 	/* Bitmaps, of which the end, which no page belongs to, is a hole. */
 	for (i = 0; i < snap->nr_blocks && !ret; i++) {
@@ -264,7 +276,6 @@ int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, stru
 		ret = snap_pwrite(fd, block->bitmap, snap_bitmap_bytes(block->length),
 				  block->bitmap_offset);
 	}
-	snap->size = end;
 	if (!ret && ftruncate(fd, (off_t)((end + SNAP_ALIGN - 1) / SNAP_ALIGN * SNAP_ALIGN)) < 0)
 		ret = -errno;
 
@@ -274,9 +285,12 @@ int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, stru
 			compose_head(snap, &b, QEMU_VM_FILE_MAGIC);
 		snap->blocks[i].record_offset = offset + b.len;
 		compose_record(&snap->blocks[i], &b);
+		if (!i)
+			compose_tag(snap, &b);
 		ret = b.failed ? -ENOMEM : snap_pwrite(fd, b.data, b.len, offset);
 		offset += SNAP_PAGE;
 	}
+	snap->size = end;
 	free(b.data);
 	return ret ? error_set(err, -ret, "writing the generation's records: %s", strerror(-ret)) : 0;
 }

@@ -3,6 +3,8 @@
 #ifndef FORMAT_H
 #define FORMAT_H
 
+#include <stdint.h>
+
 #define QEMU_VM_FILE_MAGIC	0x5145564du	/* "QEVM" */
 #define QEMU_VM_FILE_VERSION	3u
 
@@ -25,6 +27,18 @@
 #define RAM_SAVE_FLAG_MULTIFD_FLUSH	0x200
 
 #define MAPPED_RAM_HDR_VERSION	1u
+
+/*
+ * Ours, behind the first RAM block's record, where QEMU does not look: how far the device sections
+ * and the stream go, big-endian offsets in the file.  Device state tells neither, and holds bytes
+ * that the guest chooses.
+ */
+#define SNAP_TAG_MAGIC		"KVMSNAP\2"
+
+struct snap_tag {
+	char magic[8];
+	uint64_t devices_end, stream_end;
+};
 
 /* Devices number their sections from 0; RAM's is far away from theirs. */
 #define SNAP_RAM_SECTION	0x4b534e50u

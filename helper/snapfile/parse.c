@@ -21,7 +21,22 @@
 
 #define MAX_BLOCKS	4096
 #define MAX_BITMAPS	(64ULL << 20)	/* bytes of all of them, beyond what the file itself occupies */
-#define MAX_DEVICES	(64ULL << 20)	/* bytes of device sections */
+#define MAX_DEVICES	(256ULL << 20)	/* bytes of device sections */
+#define MAX_UNTOLD	(64ULL << 20)	/* the same where nothing tells how far they go */
+
+/* Of ours: snap->devices_end and size, which stay 0 without. */
+static void parse_tag(struct reader *r, struct snapfile *snap)
+{
+	struct snap_tag tag;
+
+	reader_get(r, &tag, sizeof(tag));
+	if (r->ret || memcmp(tag.magic, SNAP_TAG_MAGIC, sizeof(tag.magic)))
+		return;
+	snap->devices_end = be64toh(tag.devices_end);
+	snap->size = be64toh(tag.stream_end);
+	if (snap->size > r->size || snap->devices_end > snap->size || snap->devices_end < r->pos)
+		reader_fail(r, "a stream that doesn't fit the file");
+}
 
 static void parse_block(struct reader *r, struct snapfile *snap)
 {
@@ -35,6 +50,9 @@ static void parse_block(struct reader *r, struct snapfile *snap)
 		reader_fail(r, "a RAM block of an unknown version or page size");
 	block.bitmap_offset = reader_get64(r);
 	block.pages_offset = reader_get64(r);
+	/* What QEMU writes has the bitmap there. */
+	if (!snap->nr_blocks && block.bitmap_offset != r->pos)
+		parse_tag(r, snap);
 	if (r->ret)
 		return;
 
@@ -105,9 +123,9 @@ static void parse_ram(struct reader *r, struct snapfile *snap, uint32_t section)
 
 /*
  * Do a section's head or the end of all follow?  The end is a 0 byte that is the last, or
- * has a description behind it that fits.
+ * has a description behind it that fits: @exactly, or with something behind it.
  */
-static bool plausible_section(const uint8_t *p, size_t len)
+static bool plausible_section(const uint8_t *p, size_t len, bool exactly)
 {
 	uint32_t description;
 
@@ -117,7 +135,8 @@ static bool plausible_section(const uint8_t *p, size_t len)
 		if (len < 6 || p[1] != QEMU_VM_VMDESCRIPTION)
 			return false;
 		memcpy(&description, p + 2, 4);
-		return be32toh(description) <= len - 6;
+		description = be32toh(description);
+		return exactly ? description == len - 6 : description <= len - 6;
 	}
 	return len >= 6 && p[0] == QEMU_VM_SECTION_FULL && p[5] && len >= 6u + p[5] + 8u &&
 	       is_printable(p + 6, p[5]);
@@ -146,15 +165,60 @@ static int add_device(struct snapfile *snap, const uint8_t *section, uint64_t of
 	return ret < 0 ? -ENOMEM : 0;
 }
 
+static void forget_devices(struct snapfile *snap)
+{
+	while (snap->nr_devices)
+		free(snap->devices[--snap->nr_devices].name);
+}
+
 /*
- * The device sections.  Their contents don't tell their length; what ends one is a footer
- * with its number, behind which another section or the end follows.
+ * The device sections in @len bytes at snap->devices_offset.  Their contents don't tell their length;
+ * what ends one is a footer with its number, behind which another section or the end follows.
+ * *at is how far that went.  NULL, or what is wrong there.
+ */
+static const char *split_devices(struct snapfile *snap, const uint8_t *data, size_t len, bool exactly,
+				 size_t *at)
+{
+	const uint8_t *p = data, *end = data + len, *q, *contents;
+
+	for (;; p = q + 5) {
+		*at = (size_t)(p - data);
+		if (!plausible_section(p, (size_t)(end - p), exactly))
+			return "a device section that makes no sense";
+		if (*p == QEMU_VM_EOF) {
+			++*at;
+			return NULL;
+		}
+		contents = p + 6 + p[5] + 8;
+		for (q = contents; q + 5 < end; q++)
+			if (*q == QEMU_VM_SECTION_FOOTER && !memcmp(q + 1, p + 1, 4) &&
+			    plausible_section(q + 5, (size_t)(end - q - 5), exactly))
+				break;
+		if (q + 5 >= end)
+			return "a device section without its end";
+		if (add_device(snap, p + 5, snap->devices_offset + (uint64_t)(contents - data),
+			       (uint64_t)(q - contents)))
+			return "more device sections than there is memory for";
+	}
+}
+
+/*
+ * The device sections.  A tag tells how far they go; what they are called is then as good as can be
+ * told.  The stream ends with the file, unless somebody has put something behind it.
  */
 static void parse_devices(struct reader *r, struct snapfile *snap)
 {
-	size_t len = (size_t)(r->size - r->pos < MAX_DEVICES ? r->size - r->pos : MAX_DEVICES);
-	uint8_t *data, *p, *end, *q, *contents;
+	uint64_t end = snap->size ? snap->size : r->size;
+	uint64_t most = snap->nr_blocks && !snap->size ? MAX_UNTOLD : MAX_DEVICES;
+	size_t len, at;
+	const char *wrong;
+	uint8_t *data;
 
+	if (!r->ret && snap->size && snap->devices_end <= r->pos)
+		reader_fail(r, "device sections that end before they begin");
+	if (r->ret)
+		return;
+	len = (size_t)(end - r->pos < most ? end - r->pos : most);
 	data = malloc(len ? len : 1);
 	if (!data) {
 		r->ret = error_set(r->err, ENOMEM, "out of memory");
@@ -162,35 +226,19 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 	}
 	snap->devices_offset = r->pos;
 	reader_get(r, data, len);
-	p = data;
-	end = data + len;
-	while (!r->ret) {
-		r->pos = snap->devices_offset + (uint64_t)(p - data);
-		if (!plausible_section(p, (size_t)(end - p))) {
-			reader_fail(r, "a device section that makes no sense");
-			break;
-		}
-		if (*p == QEMU_VM_EOF) {
-			snap->devices_end = ++r->pos;
-			break;
-		}
-		contents = p + 6 + p[5] + 8;
-		for (q = contents; q + 5 < end; q++)
-			if (*q == QEMU_VM_SECTION_FOOTER && !memcmp(q + 1, p + 1, 4) &&
-			    plausible_section(q + 5, (size_t)(end - q - 5)))
-				break;
-		if (q + 5 >= end) {
-			reader_fail(r, "a device section without its end");
-			break;
-		}
-		if (add_device(snap, p + 5, snap->devices_offset + (uint64_t)(contents - data),
-			       (uint64_t)(q - contents))) {
-			r->ret = error_set(r->err, ENOMEM, "out of memory");
-			break;
-		}
-		p = q + 5;
+	wrong = split_devices(snap, data, len, true, &at);
+	if (wrong && !snap->size) {
+		forget_devices(snap);
+		wrong = split_devices(snap, data, len, false, &at);
 	}
 	free(data);
+	if (snap->size)
+		at = (size_t)(snap->devices_end - snap->devices_offset);
+	else
+		snap->devices_end = snap->devices_offset + at;
+	r->pos = snap->devices_offset + at;
+	if (wrong && !snap->size)
+		reader_fail(r, wrong);
 }
 
 /* Optional: a description of the device sections, in JSON. */
@@ -202,12 +250,14 @@ static void parse_description(struct reader *r)
 	reader_skip(r, reader_get32(r));
 }
 
-/* What follows RAM, to the end. */
+/* What follows RAM, to the end, which a tag may have told. */
 static int parse_tail(struct reader *r, struct snapfile *snap)
 {
 	if (!r->ret)
 		parse_devices(r, snap);
 	parse_description(r);
+	if (!r->ret && snap->size && snap->size != r->pos)
+		reader_fail(r, "a stream that doesn't end where it should");
 	snap->size = r->pos;
 	if (r->ret)
 		snap_free(snap);
@@ -291,8 +341,7 @@ void snap_free(struct snapfile *snap)
 
 	for (i = 0; i < snap->nr_blocks; i++)
 		free(snap->blocks[i].bitmap);
-	for (i = 0; i < snap->nr_devices; i++)
-		free(snap->devices[i].name);
+	forget_devices(snap);
 	free(snap->blocks);
 	free(snap->devices);
 	*snap = (struct snapfile){ 0 };

@@ -6,7 +6,8 @@
  *
  *	"QEVM" version		file header
  *	configuration		machine type, capability
- *	RAM section, start	a record a block: name, size, bitmap, pages at 1 MiB alignment
+ *	RAM section, start	a record a block: name, size, bitmap, pages at 1 MiB alignment;
+ *				ours: a tag (format.h) behind the first one
  *	RAM section, end
  *	device sections
  *	EOF, empty description
@@ -49,11 +50,11 @@ struct snapfile {
 	uint64_t bitmaps;		/* bytes of them; parsed files only */
 	uint64_t ram_end;		/* where the RAM section goes on behind the last block */
 	uint64_t devices_offset;	/* first device section */
-	uint64_t devices_end;		/* behind QEMU_VM_EOF; parsed files only */
+	uint64_t devices_end;		/* behind QEMU_VM_EOF */
 	struct snap_device *devices;	/* parsed files only */
 	size_t nr_devices;
 	uint64_t size;			/* where the stream ends in the file */
-	bool described;			/* what snap_write() is given has QEMU's own description at its end */
+	uint64_t description;		/* bytes of QEMU's own at the end of what snap_write() is given; 0 for none */
 };
 
 static inline uint64_t snap_bitmap_bytes(uint64_t length)
@@ -101,7 +102,7 @@ int snap_append(struct snapfile *snap, int fd, uint64_t at, int devices_fd, stru
  */
 int snap_parse(struct snapfile *snap, int fd, uint64_t offset, struct error *err);
 
-/* The same of device sections alone, which begin at @offset. */
+/* The same of device sections alone, which begin at @offset and end with the file. */
 int snap_parse_devices(struct snapfile *snap, int fd, uint64_t offset, struct error *err);
 
 void snap_free(struct snapfile *snap);

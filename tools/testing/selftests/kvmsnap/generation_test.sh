@@ -339,6 +339,23 @@ damaged() {
 	fi
 }
 
+# What the guest writes into its device state does not hide what follows that in the file.
+feigned_end() {
+	local n
+	start -m ${mem}M
+	incremental 1
+	feign_end a "$(where 1)"
+	for n in 2 3 4; do
+		incremental "$n"
+		[ "$n" = 4 ] || go_on
+	done
+	[ "$(kvmsnap list --json "$dir" | jq -c '[.[] | has("error")]')" = '[false,false,false,false]' ]
+	guest_kill a
+	[ $content = clone ] || kvmsnap compact --keep 2 "$(where 4)"
+	[ $content = clone ] || kvmsnap list --json "$(where 4)" | jq -r '.[-1].incoming' | sed 's/^file://' >"$work/at.4"
+	restored_goes_on "$(cat "$work/at.4")" plain -m ${mem}M
+}
+
 usage_errors() {
 	local c
 	for c in "checkpoint" "checkpoint --qmp x" "checkpoint --qmp x --dir / --every y" "checkpoint --qmp x --dir / --keep 0" \
@@ -367,5 +384,6 @@ tap_case "another QEMU in its place" another_qemu
 tap_case "checkpoints under load" checkpoints
 [ $content = clone ] || tap_case "a limit of the file's size" file_limit
 tap_case "three are the first" first_at_once
+tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
 tap_end

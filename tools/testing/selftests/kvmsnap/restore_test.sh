@@ -252,7 +252,11 @@ received() {
 	rm -f "$dir"/snap* "$dir"/*.snap
 	guest_start a "$work_args" "$@"
 	guest_goes_on a
-	[ "$how" = live ] || qmp a '{"execute":"stop"}' >/dev/null
+	if [ "$how" = stopped ]; then
+		kvmsnap save --stay-stopped --qmp "$work/a.qmp" --output "$dir/snap.first" --quiet
+		feign_end a "$dir/snap.first"
+		rm "$dir/snap.first"
+	fi
 	migrate
 	migrated a completed
 	wait_received
