@@ -53,9 +53,9 @@ int follow_clear(struct follow *follow, struct error *err);
 int64_t follow_expect(struct follow *follow, struct error *err);
 
 /*
- * With the VM stopped, before the last pass: put all that may have been written into the dirty
- * set.  1, or 0 when that is not known and all is to be compared.  @on: soft-dirty bits start anew,
- * for another generation.
+ * Before the last pass, with the VM stopped, or between two: put all that may have been written since
+ * soft-dirty bits were cleared into the dirty set.  1, or 0 when that is not known and all is to be
+ * compared.  @on, of a stopped VM: the bits start anew, for another generation.
  */
 int follow_collect(struct follow *follow, bool on, struct error *err);
 

@@ -309,8 +309,11 @@ static int compare_devices(const struct restore *r, struct qemu *qemu, struct di
 	const struct snapfile *saved = &r->generation->snap;
 	struct snapfile now_;
 	size_t i;
-	int fd = qemu_device_state(qemu, err), ret;
+	int fd = qemu_open_devices(qemu, err), ret;
 
+	if (!fd)
+		fd = qemu_device_state(qemu, err);
+	qemu_close_devices(qemu);
 	if (fd < 0)
 		return fd;
 	ret = snap_parse_devices(&now_, fd, lseek(fd, 0, SEEK_CUR), err);

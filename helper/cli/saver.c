@@ -58,10 +58,11 @@ static int resume(struct saver *saver, struct error *err)
 static int stop(struct saver *saver, struct error *err)
 {
 	struct round *round = &saver->round;
-	int ret;
+	int ret = qemu_look_status(&saver->qemu, err);
 
+	if (ret || !qemu_is_running(&saver->qemu))
+		return ret;
 	guardian_stopped(&saver->guardian, true);
-	round->stopped_by_us = true;
 	round->stopped_at = now();
 	ret = qemu_stop(&saver->qemu, &round->stopped_by_us, err);
 	/* Somebody else was first: it stays stopped. */
@@ -104,8 +105,9 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	double content = written / SNAP_PAGE + (double)ram->first.pages_zero, looks;
 	int64_t expect;
 
+	saver->round.looks = look_seconds(saver);
 	if (!saver->follow.ring)
-		return staged ? look_seconds(saver) : ram->seconds;
+		return staged ? saver->round.looks : ram->seconds;
 	expect = follow_expect(&saver->follow, err);
 	if (expect < 0)
 		return (double)expect;
@@ -113,7 +115,8 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	if (looks > content)
 		looks = content;
 	if (content > 0)
-		looks *= look_seconds(saver) / content;
+		looks *= saver->round.looks / content;
+	saver->round.looks = looks;
 	return staged || !written ? looks : looks + bytes * saver->first_seconds / written;
 }
 
@@ -128,7 +131,8 @@ static int clear_bits(struct saver *saver, struct error *err)
 		ret = follow_clear(&saver->follow, err);
 	if (!ret)
 		ret = resume(saver, err);
-	round->phases.clear += round->phases.paused - before;
+	round->clear_seconds = round->phases.paused - before;
+	round->phases.clear += round->clear_seconds;
 	tell(saver, KVMSNAP_PHASE_LIVE, round->expected);
 	return ret;
 }
@@ -146,8 +150,18 @@ static int tracked_pass(struct saver *saver, uint32_t kind, uint32_t flags, cons
 }
 
 /*
+ * To have soft-dirty bits start anew takes as long as it did the last time, for certain; that the last
+ * pass has less to look at then is a hope, and with the VM stopped it looks faster than it did.
+ */
+static bool clearing_pays(const struct saver *saver)
+{
+	return saver->round.looks > 4 * saver->round.clear_seconds;
+}
+
+/*
  * The next pass while the VM runs.  The session's first is over everything; then, if there are
- * soft-dirty bits, one that compares everything begins where they do.
+ * soft-dirty bits, one that compares everything begins where they do.  Later ones are over what they
+ * tell.
  */
 static int live_pass(struct saver *saver, struct error *err)
 {
@@ -159,9 +173,14 @@ static int live_pass(struct saver *saver, struct error *err)
 
 	if (!first && follow_has_bits(&saver->follow)) {
 		everything = !saver->follow.cleared;
-		ret = clear_bits(saver, err);
+		if (everything || clearing_pays(saver)) {
+			ret = clear_bits(saver, err);
+		} else {
+			ret = follow_collect(&saver->follow, false, err);
+			everything = !ret;
+		}
 	}
-	if (ret)
+	if (ret < 0)
 		return ret;
 	snprintf(what, sizeof(what), "pass %ld", ++round->passes);
 	ret = tracked_pass(saver, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
@@ -181,19 +200,17 @@ static int live_passes(struct saver *saver, struct error *err)
 	const struct save_options *opt = saver->opt;
 	struct round *round = &saver->round;
 	struct ram *ram = &saver->ram;
-	double before, wanted = 0, cost;
+	double before, wanted;
 	bool stage_helps;
 	int ret;
 
 	tell(saver, KVMSNAP_PHASE_LIVE, 0);
 	ram->bandwidth = opt->bandwidth;
 	for (;;) {
-		before = wanted;
-		cost = round->phases.clear;
+		before = round->expected;
 		ret = live_pass(saver, err);
 		if (ret)
 			return ret;
-		cost = round->phases.clear - cost;
 		wanted = downtime(saver, is_staged(saver), err);
 		if (wanted < 0)
 			return (int)wanted;
@@ -202,10 +219,10 @@ static int live_passes(struct saver *saver, struct error *err)
 		if (round->expected <= opt->max_downtime || round->passes >= opt->max_passes)
 			break;
 		/*
-		 * It goes on unless it does not get shorter any more, because the guest writes as
-		 * fast as we do, or the stop before another pass takes as long as that can save.
+		 * It goes on unless all stops together do not get shorter any more, because the guest
+		 * writes as fast as we do, or the stop before another pass took what that has saved.
 		 */
-		if (round->passes < 3 || (wanted < before * 0.9 && cost < wanted / 2))
+		if (round->passes < 3 || round->expected < before * 0.9)
 			continue;
 		if (!opt->throttle || !saver->follow.ring || round->throttled)
 			break;
@@ -539,13 +556,14 @@ static int save_round(struct saver *saver, struct error *err)
 		return ret;
 	round->phases.live = now() - began;
 
+	ret = qemu_open_devices(&saver->qemu, err);
 	began = now();
-	if (qemu_is_running(&saver->qemu))
+	if (!ret && qemu_is_running(&saver->qemu))
 		ret = stop(saver, err);
 	if (ret)
 		return ret;
 	round->time = time(NULL);
-	round->phases.stop = now() - began;
+	round->phases.stop = now() - (round->stopped_by_us ? round->stopped_at : began);
 
 	began = now();
 	round->devices = qemu_device_state(&saver->qemu, err);
@@ -570,6 +588,7 @@ static int save_round(struct saver *saver, struct error *err)
 		if (ret)
 			return ret;
 	}
+	qemu_close_devices(&saver->qemu);
 	began = now();
 	ret = ram_finish(&saver->ram, round->target.appends, err);
 	if (ret)
@@ -685,6 +704,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 				  first.text, second.text);
 		}
 	}
+	qemu_close_devices(&saver->qemu);
 	if (!saver->opt->incremental)
 		follow_end(&saver->follow);
 	round->phases.total = now() - began;

@@ -61,6 +61,8 @@ struct round {
 	long passes;			/* live ones */
 	uint64_t last_looks;		/* pages that the last pass was over */
 	uint64_t last_bytes;		/* written with the VM stopped */
+	double looks;			/* seconds that the last stop will take to look at pages, likewise */
+	double clear_seconds;		/* the last stop to clear soft-dirty bits took; 0 for none yet */
 	double expected;		/* seconds that the last stop will take, as far as is known */
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
 	int64_t time;			/* of the stop, seconds since 1970 */

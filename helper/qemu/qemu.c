@@ -245,17 +245,18 @@ bool qemu_is_running(const struct qemu *qemu)
 	return !strcmp(qemu->status, "running") || !strcmp(qemu->status, "suspended");
 }
 
+int qemu_look_status(struct qemu *qemu, struct error *err)
+{
+	int ret = read_status(qemu, err);
+
+	qemu->qmp.changed = false;
+	return ret;
+}
+
 int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err)
 {
 	int ret;
 
-	/* Behind what has happened until now: a stop of somebody else's is none of ours. */
-	*stopped = false;
-	ret = read_status(qemu, err);
-	if (ret || !qemu_is_running(qemu)) {
-		qemu->qmp.changed = false;
-		return ret;
-	}
 	qemu->qmp.stopped = false;
 	ret = simple(qemu, "stop", err);
 	/* The event comes before the answer, and only if there was something to stop. */
@@ -471,16 +472,12 @@ out:
 	return fd;
 }
 
-int qemu_device_state(struct qemu *qemu, struct error *err)
+int qemu_open_devices(struct qemu *qemu, struct error *err)
 {
+	int mem = memfd_create("kvmsnap-devices", MFD_CLOEXEC), fd, ret;
 	char path[64];
 	json_t *result;
-	struct error ignored;
-	struct stat st;
-	int mem, fd, ret;
-	json_int_t fdset;
 
-	mem = memfd_create("kvmsnap-devices", MFD_CLOEXEC);
 	if (mem < 0)
 		return error_set(err, errno, "memfd_create: %s", strerror(errno));
 	/* QEMU opens the fdset's member for writing alone: the access mode must be that. */
@@ -488,40 +485,52 @@ int qemu_device_state(struct qemu *qemu, struct error *err)
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0) {
 		ret = error_set(err, errno, "%s: %s", path, strerror(errno));
-		goto fail_mem;
+		close(mem);
+		return ret;
 	}
 	result = qmp_command(&qemu->qmp, "add-fd", NULL, fd, COMMAND_MS, err);
 	close(fd);
-	ret = -EIO;
-	if (!result)
-		goto fail_mem;
-	fdset = json_integer_value(json_object_get(result, "fdset-id"));
+	if (!result) {
+		close(mem);
+		return -EIO;
+	}
+	qemu->devices = mem;
+	qemu->fdset = json_integer_value(json_object_get(result, "fdset-id")) + 1;
 	json_decref(result);
+	return 0;
+}
+
+void qemu_close_devices(struct qemu *qemu)
+{
+	struct error ignored;
+
+	if (!qemu->fdset)
+		return;
+	json_decref(qmp_command(&qemu->qmp, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)qemu->fdset - 1),
+				-1, COMMAND_MS, &ignored));
+	close(qemu->devices);
+	qemu->fdset = 0;
+}
+
+int qemu_device_state(struct qemu *qemu, struct error *err)
+{
+	char path[64];
+	json_t *result;
+	struct stat st;
+	int fd;
 
 	/* live=false: the default would inactivate the block devices of a paused VM. */
-	snprintf(path, sizeof(path), "/dev/fdset/%lld", (long long)fdset);
+	snprintf(path, sizeof(path), "/dev/fdset/%lld", qemu->fdset - 1);
 	result = qmp_command(&qemu->qmp, "xen-save-devices-state",
 			     json_pack("{s:s, s:b}", "filename", path, "live", 0),
 			     -1, COMMAND_MS, err);
-	json_decref(qmp_command(&qemu->qmp, "remove-fd", json_pack("{s:I}", "fdset-id", fdset),
-				-1, COMMAND_MS, &ignored));
 	if (!result)
-		goto fail_mem;
+		return -EIO;
 	json_decref(result);
-
-	if (fstat(mem, &st) < 0 || st.st_size <= STREAM_HEADER) {
-		ret = error_set(err, EPROTO, "QEMU wrote no device state");
-		goto fail_mem;
-	}
-	if (lseek(mem, STREAM_HEADER, SEEK_SET) < 0) {
-		ret = error_set(err, errno, "device state: %s", strerror(errno));
-		goto fail_mem;
-	}
-	return mem;
-
-fail_mem:
-	close(mem);
-	return ret;
+	if (fstat(qemu->devices, &st) < 0 || st.st_size <= STREAM_HEADER)
+		return error_set(err, EPROTO, "QEMU wrote no device state");
+	fd = lseek(qemu->devices, STREAM_HEADER, SEEK_SET) < 0 ? -1 : fcntl(qemu->devices, F_DUPFD_CLOEXEC, 0);
+	return fd < 0 ? error_set(err, errno, "device state: %s", strerror(errno)) : fd;
 }
 
 int qemu_read_memory(struct qemu *qemu, uint64_t hva, void *buf, size_t len, struct error *err)

@@ -27,6 +27,8 @@ struct qemu {
 	char status[32];	/* run state when it was attached */
 	struct qemu_block *blocks;
 	size_t nr_blocks;
+	int devices;		/* of qemu_open_devices(), unless @fdset is 0 */
+	long long fdset;	/* its number with QEMU, counted from 1 here */
 };
 
 /*
@@ -56,7 +58,10 @@ void qemu_drain(struct qemu *qemu);
 /* Are the vCPUs running? */
 bool qemu_is_running(const struct qemu *qemu);
 
-/* Stop it; *stopped tells whether it was running until then. */
+/* Its run state now, behind what has happened until now: a stop of somebody else's is none of ours. */
+int qemu_look_status(struct qemu *qemu, struct error *err);
+
+/* Stop it, which was running at the last look; *stopped tells whether it was until now. */
 int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err);
 
 /* Has it stayed stopped since?  -EBUSY when somebody else let it go on or reset it. */
@@ -90,9 +95,13 @@ int qemu_vm_fd(struct qemu *qemu, struct error *err);
 
 /*
  * The device sections of the migration stream, in a new memory file, whose descriptor is
- * returned: sections with footers, then QEMU_VM_EOF.  The VM must be stopped.
+ * returned: sections with footers, then QEMU_VM_EOF.  The VM must be stopped.  QEMU is given the file
+ * by the first of these, which may come before the stop, and taken it by the last, after it, whatever
+ * failed.
  */
+int qemu_open_devices(struct qemu *qemu, struct error *err);
 int qemu_device_state(struct qemu *qemu, struct error *err);
+void qemu_close_devices(struct qemu *qemu);
 
 /* Read QEMU's memory.  Returns 0 or a negative errno. */
 int qemu_read_memory(struct qemu *qemu, uint64_t hva, void *buf, size_t len, struct error *err);
