@@ -770,7 +770,7 @@ TEST_F(live, targets_that_continue)
 }
 
 /*
- * A target where each write takes 100 ms, with the VM's memory in it but for what was
+ * A target where each write takes 40 ms, with the VM's memory in it but for what was
  * written since.  -1 when there is no device.
  */
 static int slow_target(int session)
@@ -779,7 +779,7 @@ static int slow_target(int session)
 	int target;
 
 	if (!dm || run("modprobe -q dm-delay") ||
-	    dm_load(dm, "0 $size delay $dev 0 0 $dev 0 100\\n"))
+	    dm_load(dm, "0 $size delay $dev 0 0 $dev 0 40\\n"))
 		return -1;
 	target = dm_open(dm);
 	if (target < 0 || run("blkdiscard -z -l %lu /dev/mapper/%s", RAM, dm) ||
