@@ -381,16 +381,17 @@ int kvmsnap_vm_rings(struct kvmsnap_vm *vm, u32 *vcpus, u32 *entries)
 }
 
 /**
- * kvmsnap_vm_each_ring() - look at how far the rings are
+ * kvmsnap_vm_each_ring() - look at how far the rings are, with no reset under way
  * @vm: the VM
- * @ring: told of each vCPU's index and of the index behind the last entry it has pushed; its
- *	first return value that is not 0 is passed on
+ * @ring: told of each vCPU's index and of the indexes behind the last entry that was pushed and
+ *	the last that was reset; its first return value that is not 0 is passed on
  * @data: for @ring
  *
- * Return: 0, what @ring returned, or -ESRCH.
+ * Context: process context; waits, killable, for a reset or memslot update to be over.
+ * Return: 0, what @ring returned, -ESRCH or -EINTR.
  */
-int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu, u32 index),
-			 void *data)
+int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm,
+			 int (*ring)(void *data, u32 vcpu, u32 pushed, u32 reset), void *data)
 {
 	struct kvm *kvm = kvmsnap_vm_get_kvm(vm);
 	struct kvm_vcpu *vcpu;
@@ -399,9 +400,16 @@ int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu
 
 	if (!kvm)
 		return -ESRCH;
+	if (mutex_lock_killable(&kvm->slots_lock)) {
+		err = -EINTR;
+		goto out;
+	}
 	kvm_for_each_vcpu(i, vcpu, kvm)
 		if (!err)
-			err = ring(data, i, READ_ONCE(vcpu->dirty_ring.dirty_index));
+			err = ring(data, i, READ_ONCE(vcpu->dirty_ring.dirty_index),
+				   READ_ONCE(vcpu->dirty_ring.reset_index));
+	mutex_unlock(&kvm->slots_lock);
+out:
 	kvm_put_kvm(kvm);
 	return err;
 }
@@ -412,6 +420,7 @@ static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot,
 	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
 	struct kvm_memory_slot *memslot = NULL;
 	struct kvmsnap_vm *vm = data;
+	u32 reset = READ_ONCE(ring->reset_index);
 	u64 hva = KVMSNAP_NO_HVA;
 
 	if (vcpu->kvm != READ_ONCE(vm->observed))
@@ -421,6 +430,13 @@ static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot,
 	if (memslot && offset < memslot->npages)
 		hva = memslot->userspace_addr + (offset << PAGE_SHIFT);
 	vm->ops->pushed(vm->data, vcpu->vcpu_idx, ring->dirty_index - 1, hva);
+
+	/* Who resets holds the lock: with it free, those that made @reset are over. */
+	smp_rmb();
+	if (!mutex_is_locked(&vcpu->kvm->slots_lock)) {
+		smp_rmb();
+		vm->ops->settled(vm->data, vcpu->vcpu_idx, reset);
+	}
 }
 
 /* KVM's event: a ring was reset, but for the flush, under slots_lock. */
@@ -507,22 +523,24 @@ static bool kvmsnap_ring_drain(struct kvm_dirty_ring *ring, struct kvmsnap_batch
 	return true;
 }
 
-/* Is a ring half full?  *any: has one an entry? */
-static bool kvmsnap_rings_press(struct kvm *kvm, bool *any)
+/* Has a ring half of what makes its vCPU leave the guest?  Sets batch->waiting. */
+static bool kvmsnap_rings_press(struct kvm *kvm, struct kvmsnap_batch *batch)
 {
 	struct kvm_vcpu *vcpu;
+	bool press = false;
 	unsigned long i;
+	u32 pushed = 0;
 
-	*any = false;
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
-		u32 used = READ_ONCE(ring->dirty_index) - READ_ONCE(ring->reset_index);
+		u32 index = READ_ONCE(ring->dirty_index);
 
-		if (used >= ring->size / 2)
-			return true;
-		*any |= used;
+		press |= index - READ_ONCE(ring->reset_index) >= ring->soft_limit / 2;
+		pushed += index;
 	}
-	return false;
+	batch->waiting = pushed != batch->pushed_sum;
+	batch->pushed_sum = pushed;
+	return press;
 }
 
 /* Turn slot and offset of the entries into host addresses.  Under slots_lock. */
@@ -556,8 +574,8 @@ static void kvmsnap_batch_translate(struct kvm *kvm, struct kvmsnap_batch *batch
  *	not all: every page is to be taken as dirty.  With batch->broken there is no telling,
  *	since the TLB flush of another's reset may be yet to come.  As long as
  *	batch->rings_left is not 0, another call goes on
- * @lazy: nothing is taken before a ring is half full.  Each reset has the guest fault again
- *	at every page that it writes
+ * @lazy: nothing is taken before a ring is half as full as has its vCPU leave the guest.  Each
+ *	reset has the guest fault again at every page that it writes
  *
  * When it returns, each page in @batch is protected again in every TLB: the guest's next
  * write to it makes a new entry.  Only now may the page be read and taken as clean.
@@ -589,7 +607,7 @@ int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch, bool 
 	}
 	kvm = file->private_data;
 
-	if (!batch->rings_left && (!lazy || kvmsnap_rings_press(kvm, &batch->waiting)))
+	if (!batch->rings_left && (!lazy || kvmsnap_rings_press(kvm, batch)))
 		batch->rings_left = atomic_read(&kvm->online_vcpus);
 	for (; batch->rings_left; batch->rings_left--) {
 		struct kvm_vcpu *vcpu = kvm_get_vcpu(kvm, batch->rings_left - 1);

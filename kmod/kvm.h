@@ -15,6 +15,7 @@ struct mm_struct;
  *	atomic
  * @pushed: @vcpu has pushed entry @index of its ring, about the page at @hva; atomic context,
  *	that of the vCPU.  Between kvmsnap_vm_observe() and kvmsnap_vm_ignore()
+ * @settled: resets of @vcpu's ring that came up to the entry @index are over; likewise
  * @reset: of @vcpu's ring the entries before @index were reset, and pages not yet flushed;
  *	atomic context, one at a time.  Likewise
  */
@@ -22,6 +23,7 @@ struct kvmsnap_vm_ops {
 	void (*gone)(void *data);
 	void (*changed)(void *data, u64 start, u64 end);
 	void (*pushed)(void *data, u32 vcpu, u32 index, u64 hva);
+	void (*settled)(void *data, u32 vcpu, u32 index);
 	void (*reset)(void *data, u32 vcpu, u32 index);
 };
 
@@ -42,11 +44,12 @@ struct kvmsnap_ring_entry {
  * @max: entries there is room for
  * @nr: filled
  * @rings_left: of the round: rings yet to be emptied; from the last vCPU to the first
- * @waiting: there were entries, though none was taken
+ * @waiting: entries have come since the last look, though none was taken
  * @changed: memslots are not what they were: the entries don't tell all
  * @broken: somebody else has harvested: writes are missed, and may go on to be
  * @generation: of the memslots at the last harvest, by address space
  * @reset_sum: of the rings' reset indexes after it, modulo 2^32
+ * @pushed_sum: of the indexes behind what was pushed, at the last look
  */
 struct kvmsnap_batch {
 	struct kvmsnap_ring_entry *entries;
@@ -58,6 +61,7 @@ struct kvmsnap_batch {
 	bool broken;
 	u64 generation[KVMSNAP_MAX_AS];
 	u32 reset_sum;
+	u32 pushed_sum;
 };
 
 struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data);
@@ -73,8 +77,8 @@ int kvmsnap_vm_each_slot(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
 			 int (*slot)(void *data, u64 start, u64 end, bool logs), void *data);
 int kvmsnap_vm_slots_changed(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch);
 int kvmsnap_vm_rings(struct kvmsnap_vm *vm, u32 *vcpus, u32 *entries);
-int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm, int (*ring)(void *data, u32 vcpu, u32 index),
-			 void *data);
+int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm,
+			 int (*ring)(void *data, u32 vcpu, u32 pushed, u32 reset), void *data);
 int kvmsnap_vm_observe(struct kvmsnap_vm *vm);
 void kvmsnap_vm_ignore(struct kvmsnap_vm *vm);
 void kvmsnap_kvm_module_init(void);

@@ -14,6 +14,10 @@
  * A push may be told of after the reset of its own entry, so marking never goes beyond
  * what was told.
  *
+ * Since Linux 6.16 a pending signal cuts a reset short, before it has protected the last pages
+ * of the ring and without telling.  What was reset and not told of makes us blind: every push
+ * looks, unless a reset is under way, and so does HARVEST.
+ *
  * What is not known is taken as dirty.  Entries that were open before we listened belong to
  * memslots that logged already: all of these is marked by each HARVEST.  For the others logging
  * is switched on later, which protects all their pages.  A missed event makes us blind, and
@@ -76,8 +80,8 @@ void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 inde
 		log->marked = index;
 		log->pushed = index;
 		/* No reset was told that covers it, however far indexes have come. */
-		log->reset = index;
-		log->live = true;
+		WRITE_ONCE(log->reset, index);
+		WRITE_ONCE(log->live, true);
 		raw_spin_unlock(&log->lock);
 	}
 	if (index != log->pushed || index - READ_ONCE(log->marked) >= observer->size) {
@@ -88,6 +92,26 @@ void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 inde
 	WRITE_ONCE(log->told, log->told + 1);
 	/* Pairs with those who mark. */
 	smp_store_release(&log->pushed, index + 1);
+}
+
+/**
+ * kvmsnap_observer_settled() - how far a ring was reset, by resets that are over
+ * @session: in observer mode
+ * @vcpu: index of the ring's vCPU
+ * @index: behind the last entry that was reset, or earlier
+ *
+ * Context: any, also atomic.
+ */
+void kvmsnap_observer_settled(struct kvmsnap_session *session, u32 vcpu, u32 index)
+{
+	struct kvmsnap_observer *observer = session->ring.observer;
+	const struct kvmsnap_log *log;
+
+	if (vcpu >= observer->nr_logs)
+		return;
+	log = &observer->logs[vcpu];
+	if (READ_ONCE(log->live) && (s32)(index - READ_ONCE(log->reset)) > 0)
+		WRITE_ONCE(observer->blind, true);
 }
 
 /**
@@ -109,7 +133,7 @@ void kvmsnap_observer_reset(struct kvmsnap_session *session, u32 vcpu, u32 index
 	log = &observer->logs[vcpu];
 	raw_spin_lock(&log->lock);
 	closed = log->reset;
-	log->reset = index;
+	WRITE_ONCE(log->reset, index);
 	/* Pairs with kvmsnap_observer_pushed(): the entries before it are written. */
 	pushed = smp_load_acquire(&log->pushed);
 	if (log->live && (s32)(closed - pushed) > 0)
@@ -149,17 +173,18 @@ static void kvmsnap_log_mark_open(struct kvmsnap_session *session, struct kvmsna
 	raw_spin_unlock(&log->lock);
 }
 
-/* Was all that a vCPU has pushed told?  @index is behind the last.  Called by kvm.c. */
-static int kvmsnap_observer_knows(void *data, u32 vcpu, u32 index)
+/* Was all that a vCPU has pushed told, and all that was reset?  Called by kvm.c. */
+static int kvmsnap_observer_knows(void *data, u32 vcpu, u32 pushed, u32 reset)
 {
 	struct kvmsnap_session *session = data;
 	struct kvmsnap_observer *observer = session->ring.observer;
 	struct kvmsnap_log *log;
 
 	if (vcpu >= observer->nr_logs)
-		return index ? -ENODATA : 0;
+		return pushed ? -ENODATA : 0;
+	kvmsnap_observer_settled(session, vcpu, reset);
 	log = &observer->logs[vcpu];
-	return log->live && READ_ONCE(log->pushed) != index ? -ENODATA : 0;
+	return log->live && READ_ONCE(log->pushed) != pushed ? -ENODATA : 0;
 }
 
 static void kvmsnap_observer_mark_all(struct kvmsnap_session *session)
@@ -241,8 +266,11 @@ static int kvmsnap_observer_alloc(struct kvmsnap_session *session)
 	if (!observer)
 		return -ENOMEM;
 	session->ring.observer = observer;
-	/* A ring's worth that is reset and not closed, and another one pushed meanwhile. */
-	observer->size = 2 * entries;
+	/*
+	 * A ring's worth that is reset and not closed, another one pushed meanwhile, and another
+	 * while that is reset, which frees its places one by one.
+	 */
+	observer->size = 4 * entries;
 	observer->logs = kvcalloc(vcpus, sizeof(*observer->logs), GFP_KERNEL_ACCOUNT);
 	if (!observer->logs)
 		return -ENOMEM;

@@ -56,6 +56,7 @@ struct kvmsnap_observer {
 int kvmsnap_observer_start(struct kvmsnap_session *session);
 void kvmsnap_observer_free(struct kvmsnap_session *session);
 void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 index, u64 hva);
+void kvmsnap_observer_settled(struct kvmsnap_session *session, u32 vcpu, u32 index);
 void kvmsnap_observer_reset(struct kvmsnap_session *session, u32 vcpu, u32 index);
 int kvmsnap_observer_harvest(struct kvmsnap_session *session);
 int kvmsnap_observer_check_slots(struct kvmsnap_session *session);

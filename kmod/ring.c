@@ -59,6 +59,8 @@ static int kvmsnap_ring_batch(struct kvmsnap_session *session, bool lazy)
 	for (i = 0; i < batch->nr; i++) {
 		u64 hva = batch->entries[i].hva;
 
+		if (!(i % 1024))
+			cond_resched();
 		if (hva == KVMSNAP_NO_HVA || (hva >= start && hva < end))
 			continue;
 		if (hva != end) {
@@ -130,6 +132,8 @@ static int kvmsnap_ring_thread(void *data)
 					msecs_to_jiffies(rest));
 		if (READ_ONCE(ring->over) || kvmsnap_ring_round(session))
 			break;
+		/* Threads that ask again and again keep it from waiting. */
+		cond_resched();
 		rest = clamp(READ_ONCE(harvest_ms), 1U, 1000U);
 		if (!ring->batch.nr && !ring->batch.waiting)
 			rest = max(rest, KVMSNAP_HARVEST_IDLE_MS);

@@ -35,6 +35,9 @@ static u32 kvmsnap_last_id;		/* kvmsnap_sessions_lock */
 
 #define KVMSNAP_NO_OFFSET	(~0ULL)
 
+/* Hashes that are copied to the caller at a time. */
+#define KVMSNAP_HASHES_PIECE	(1ULL << 17)
+
 /* The one place where the state changes; see the arrows in session.h. */
 static void kvmsnap_session_set_state(struct kvmsnap_session *session, enum kvmsnap_state state)
 {
@@ -171,6 +174,11 @@ static void kvmsnap_session_vm_pushed(void *data, u32 vcpu, u32 index, u64 hva)
 	kvmsnap_observer_pushed(data, vcpu, index, hva);
 }
 
+static void kvmsnap_session_vm_settled(void *data, u32 vcpu, u32 index)
+{
+	kvmsnap_observer_settled(data, vcpu, index);
+}
+
 static void kvmsnap_session_vm_reset(void *data, u32 vcpu, u32 index)
 {
 	kvmsnap_observer_reset(data, vcpu, index);
@@ -180,6 +188,7 @@ static const struct kvmsnap_vm_ops kvmsnap_session_vm_ops = {
 	.gone = kvmsnap_session_vm_gone,
 	.changed = kvmsnap_session_vm_changed,
 	.pushed = kvmsnap_session_vm_pushed,
+	.settled = kvmsnap_session_vm_settled,
 	.reset = kvmsnap_session_vm_reset,
 };
 
@@ -849,6 +858,25 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	return err;
 }
 
+/* In pieces: the kernel refuses to copy 2 GiB at once. */
+static int kvmsnap_session_copy_hashes(const struct kvmsnap_region *region,
+				       const struct kvmsnap_get_hashes *arg)
+{
+	u64 __user *user = u64_to_user_ptr(arg->data);
+	const u64 *hash = region->hash + arg->first_page;
+	u64 done, n;
+
+	for (done = 0; done < arg->nr_pages; done += n) {
+		n = min_t(u64, arg->nr_pages - done, KVMSNAP_HASHES_PIECE);
+		if (copy_to_user(user + done, hash + done, n * sizeof(*hash)))
+			return -EFAULT;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+	return 0;
+}
+
 int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_get_hashes *arg = data;
@@ -866,10 +894,9 @@ int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 	BUILD_BUG_ON(sizeof(arg->key) != sizeof(session->ring.key));
 	if (!session->ring.hash)
 		err = -ENODATA;
-	else if (copy_to_user(u64_to_user_ptr(arg->data), region->hash + arg->first_page,
-			      arg->nr_pages * sizeof(*region->hash)))
-		err = -EFAULT;
 	else
+		err = kvmsnap_session_copy_hashes(region, arg);
+	if (!err)
 		memcpy(arg->key, &session->ring.key, sizeof(arg->key));
 	mutex_unlock(&session->lock);
 	return err;

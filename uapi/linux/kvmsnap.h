@@ -20,7 +20,7 @@
  * and a last one with the VM stopped:
  *
  *   TRACK                                all pages are dirty; from now on writes are seen
- *   QUEUE(PASS_DIRTY), WAIT              as often as worthwhile, with the VM running
+ *   HARVEST, QUEUE(PASS_DIRTY), WAIT     as often as worthwhile, with the VM running
  *   the VMM stops the vCPUs and its devices, saves the state of both
  *   HARVEST                              what the vCPUs wrote last
  *   QUEUE(PASS_DIRTY, STOPPED), WAIT     now the target equals memory
@@ -389,7 +389,7 @@ struct kvmsnap_cancel {
  *	hashes and the harvest's buffer
  * @pages_dirty: out, pages in the dirty set now; those of ring entries after a harvest
  * @pages_same: out, pages of the pass, or compared by it, that the target held already
- * @harvests: out, rounds over the dirty rings since TRACK
+ * @harvests: out, looks at the dirty rings since TRACK, also those that took nothing
  * @harvested: out, ring entries taken, or in observer mode seen to be pushed, since TRACK
  * @all_dirty: out, how often all pages were marked: at TRACK, when memslots changed, and when
  *	an observer missed an event
@@ -519,7 +519,7 @@ enum kvmsnap_track_flags {
  *
  * Makes all pages dirty.  From then on a page that is written comes back into the dirty set:
  *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests when asked to
- *    by HARVEST, and when a ring is half full.  Not more often: after each the vCPUs fault again
+ *    by HARVEST, and when a ring has half of what makes its vCPU leave the guest.  Not more often: after each the vCPUs fault again
  *    at every page that they write, so large rings (65536 entries, 1 MiB a vCPU) cost the guest
  *    the least.
  *  - written by a vCPU, in observer mode: when the VMM has reset the ring's entry, and the

@@ -17,7 +17,6 @@
 #include "reaper.h"
 
 #define HUGE		(2UL << 20)
-#define KICK		SIGUSR1
 
 /* RAM is two memslots, in both address spaces when there is SMM. */
 #define SLOT_LOW	0
@@ -279,7 +278,7 @@ static void kick(struct machine *m)
 
 	for (i = 0; i < m->config.vcpus; i++) {
 		m->vcpus[i].run->immediate_exit = 1;
-		pthread_kill(m->vcpus[i].thread, KICK);
+		pthread_kill(m->vcpus[i].thread, MACHINE_KICK);
 	}
 }
 
@@ -356,7 +355,7 @@ int machine_create(struct machine *m, const struct machine_config *config)
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->changed, NULL);
 	pthread_mutex_init(&m->reap, NULL);
-	sigaction(KICK, &action, NULL);
+	sigaction(MACHINE_KICK, &action, NULL);
 
 	err = create_ram(m);
 	if (err)

@@ -64,10 +64,16 @@ struct machine {
 	pthread_mutex_t reap;
 	unsigned long reaped;		/* @reap: entries */
 	uint64_t *noted;		/* @reap: a bit a page; NULL to note nothing */
+	atomic_bool signals;		/* let them cut resets short */
+	int left;			/* @reap: entries that were collected and not reset, by that */
+	unsigned long cut_short;	/* @reap: resets */
 
 	/* What really happened, for tests. */
 	atomic_ulong ring_full, device_writes, balloon_drops, smis;
 };
+
+/* Interrupts a thread; its handler does nothing. */
+#define MACHINE_KICK	SIGUSR1
 
 /* 0 or a negative errno; what could not be set up is said on stderr. */
 int machine_create(struct machine *m, const struct machine_config *config);

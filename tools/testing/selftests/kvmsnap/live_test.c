@@ -1106,6 +1106,25 @@ TEST_F(observed, stops_again_and_again)
 	EXPECT_EQ(2, all_dirty(self->session));
 }
 
+/* Since Linux 6.16 a signal cuts a reset short: pages may then be written without being told of. */
+TEST_F(observed, resets_are_cut_short)
+{
+	int i;
+
+	self->m.signals = true;
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	for (i = 0; i < 1500; i++) {
+		pthread_kill(self->m.reaper, MACHINE_KICK);
+		usleep(200);
+		if (i % 300 == 0)
+			EXPECT_EQ(0, pass_dirty(self->session, 0));
+	}
+	ASSERT_EQ(0, finish(&self->m, self->session, self->target));
+	TH_LOG("%lu resets cut short, all pages dirty %llu times", self->m.cut_short,
+	       (unsigned long long)all_dirty(self->session));
+}
+
 TEST_F(observed, memslots_change)
 {
 	uint64_t before;
