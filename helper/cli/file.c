@@ -145,10 +145,10 @@ static json_t *describe(const struct generation *generation)
 	}
 	for (i = 0; i < generation->snap.nr_devices; i++)
 		json_array_append_new(devices, json_string(generation->snap.devices[i].name));
-	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o}", "machine", generation->snap.machine,
+	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o}", "machine", generation->snap.machine,
 			 "bytes", (json_int_t)generation->snap.size,
 			 "generation", (json_int_t)record->generation, "time", (json_int_t)record->time,
-			 "stream", (json_int_t)record->stream, "checksums", record->checksums != 0,
+			 "stream", (json_int_t)record->stream, "end", (json_int_t)record->end, "checksums", record->checksums != 0,
 			 "parent", record->parent, "blocks", blocks, "devices", devices);
 }
 
@@ -281,6 +281,13 @@ static int verify_all(const struct chain *chain, const struct arguments *args, s
 		ret = -EBADMSG;
 	}
 	progress_clear();
+	if (!args->generation && chain_check_end(chain, &found)) {
+		if (ret)
+			complain(&found);
+		else
+			*err = found;
+		ret = -EBADMSG;
+	}
 	return ret;
 }
 
@@ -451,6 +458,12 @@ static int compact(const struct arguments *args, struct error *err)
 	ret = load_from(&chain, fd, args->path, err);
 	if (ret < 0)
 		return ret;
+	ret = chain_check_end(&chain, err);
+	if (ret) {
+		chain_free(&chain);
+		close(fd);
+		return ret;
+	}
 	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
 	for (i = first; i < chain.nr; i++)
 		c.total += bytes_of(&chain.generation[i], fd, &ignored);

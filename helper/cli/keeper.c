@@ -39,7 +39,6 @@ struct keeper {
 	struct saver saver;
 	bool open;			/* @saver is */
 	char output[4096], device[256];
-	char why[128];			/* a saver was given up */
 };
 
 /* The keeper of a QMP socket: where it listens. */
@@ -115,10 +114,11 @@ static int send_request(int server, const struct request *request)
 static bool serve(struct keeper *keeper, int client)
 {
 	const volatile sig_atomic_t *interrupted = catch_signals();
+	const char *anew = NULL;
 	struct error err = { "" };
 	struct request request;
 	struct reply reply = { getpid(), -1 };
-	int ret = receive(client, &request);
+	int ret = receive(client, &request), sig;
 
 	if (ret || write(client, &reply, sizeof(reply)) < 0)
 		return true;
@@ -132,10 +132,12 @@ static bool serve(struct keeper *keeper, int client)
 		/* Another QEMU, or another life of it. */
 		saver_close(&keeper->saver);
 		keeper->open = false;
+		anew = "QEMU has been started anew, or has closed its QMP socket";
 	}
 	if (!keeper->open) {
 		ret = saver_open(&keeper->saver, &keeper->opt, interrupted, &err);
 		keeper->open = !ret;
+		keeper->saver.why = anew;
 		if (ret)
 			saver_close(&keeper->saver);
 	}
@@ -145,13 +147,15 @@ static bool serve(struct keeper *keeper, int client)
 		saver_report(&keeper->saver);
 	else
 		complain(&err);
-	reply.status = !ret ? 0 : take_signal() ? EXIT_INTERRUPTED : 1;
+	/* A SIGINT is the client's, and may have come too late for its save. */
+	sig = take_signal();
+	reply.status = !ret ? 0 : sig ? EXIT_INTERRUPTED : 1;
 	fflush(stdout);
 	/* The client may have gone; the save counts all the same. */
 	send(client, &reply, sizeof(reply), MSG_NOSIGNAL);
 	dup2(STDIN_FILENO, STDOUT_FILENO);
 	dup2(STDIN_FILENO, STDERR_FILENO);
-	return keeper->open && !request.last;
+	return keeper->open && (ret || !request.last) && (!sig || sig == SIGINT);
 }
 
 /* Wait for clients, as long as there is a QEMU. */
@@ -217,6 +221,11 @@ static int start(const char *qmp, const struct sockaddr_un *addr, int lock, stru
 			_exit(1);
 		if (null > STDERR_FILENO)
 			close(null);
+		/* Nothing of the caller's is to stay open for as long as the VM lives. */
+		if (listener != 3)
+			dup3(listener, 3, O_CLOEXEC);
+		close_range(4, ~0U, 0);
+		listener = 3;
 		prctl(PR_SET_NAME, "kvmsnap-keep");
 		keep(qmp, listener);
 		unlink(addr->sun_path);

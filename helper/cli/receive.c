@@ -68,6 +68,7 @@ static void reap(struct receive *r)
 {
 	struct io_uring_cqe *cqe;
 	struct run *run;
+	unsigned int i;
 	int ret;
 
 	do {
@@ -76,6 +77,8 @@ static void reap(struct receive *r)
 	if (ret) {
 		r->ret = r->ret ? r->ret : error_set(r->err, -ret, "io_uring: %s", strerror(-ret));
 		r->in_flight = 0;
+		for (i = 0; i < DEPTH; i++)
+			r->run[i].in_flight = false;
 		return;
 	}
 	run = &r->run[cqe->user_data];
@@ -102,6 +105,7 @@ static void flush(struct receive *r)
 	struct run *run = &r->run[r->current];
 	struct io_uring_sqe *sqe;
 	unsigned int i;
+	int ret;
 
 	if (run->len && !r->ret) {
 		/* The same place is never in flight twice. */
@@ -113,7 +117,13 @@ static void flush(struct receive *r)
 		io_uring_sqe_set_data64(sqe, r->current);
 		run->in_flight = true;
 		r->in_flight++;
-		io_uring_submit(&r->ring);
+		ret = io_uring_submit(&r->ring);
+		if (ret != 1) {
+			run->in_flight = false;
+			r->in_flight--;
+			r->ret = error_set(r->err, ret < 0 ? -ret : EAGAIN, "io_uring: %s",
+					   strerror(ret < 0 ? -ret : EAGAIN));
+		}
 	}
 	while (r->run[r->current].in_flight) {
 		for (i = 0; i < DEPTH && r->run[i].in_flight; i++)

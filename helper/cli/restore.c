@@ -332,6 +332,8 @@ static int compare_devices(const struct restore *r, struct qemu *qemu, struct di
 	return 0;
 }
 
+static pid_t qemu_pid;
+
 /* QEMU waits for its stream: look at it, and load. */
 static int load(struct restore *r, int monitor, const char *uri, unsigned int channels, struct error *err)
 {
@@ -339,8 +341,11 @@ static int load(struct restore *r, int monitor, const char *uri, unsigned int ch
 	struct qemu qemu;
 	int ret = qemu_adopt(&qemu, monitor, err);
 
-	if (ret)
+	/* It would wait for its stream for ever. */
+	if (ret) {
+		kill(qemu_pid, SIGTERM);
 		return ret;
+	}
 	if (strcmp(qemu.machine, r->generation->snap.machine))
 		differ(&d, "it is a machine %s, and the file of a %s: -machine %s", qemu.machine,
 		       r->generation->snap.machine, r->generation->snap.machine);
@@ -378,8 +383,6 @@ static void warm(const struct restore *r)
 	}
 	_exit(0);
 }
-
-static pid_t qemu_pid;
 
 static void pass_on(int sig)
 {

@@ -268,9 +268,10 @@ static int write_rest(struct saver *saver, struct error *err)
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
 }
 
-/* Nothing follows what there was. */
-static void forget_last(struct saver *saver)
+/* Nothing follows what there was, and that is why. */
+static void forget_last(struct saver *saver, const char *why)
 {
+	saver->why = why;
 	chain_free(&saver->chain);
 	if (saver->last >= 0)
 		close(saver->last);
@@ -283,7 +284,7 @@ static int load_chain(struct saver *saver, struct error *err)
 	int ret = chain_load_last(&saver->chain, saver->last, err);
 
 	if (ret)
-		forget_last(saver);
+		forget_last(saver, "the last one's file can't be read any more");
 	return ret;
 }
 
@@ -296,8 +297,6 @@ static int open_appended(struct saver *saver, struct error *err)
 		return ret;
 	round->content = CONTENT_APPENDED;
 	round->output = saver->last_path;
-	if (!target_has_name(saver->last, saver->last_path))
-		return error_set(err, ESTALE, "%s is another file than it was; choose a new one", saver->last_path);
 	return target_append(&round->target, saver->last_path, saver->last, saver->chain.end, err);
 }
 
@@ -308,12 +307,19 @@ static int open_target(struct saver *saver, const char *path, int fd, struct err
 	struct round *round = &saver->round;
 	int ret;
 
+	if (saver->chain.nr && !target_has_name(saver->last, saver->last_path))
+		forget_last(saver, "the last one's file has another name now");
 	round->output = path;
 	round->content = CONTENT_FULL;
 	if (saver->last >= 0 && saver->last_path &&
 	    ((path && target_has_name(saver->last, path) && !opt->force) || (saver->chain.nr && opt->append)))
 		return open_appended(saver, err);
+	if (saver->last < 0 && !round->why)
+		round->why = saver->why;
 	ret = target_open(&round->target, path, fd, opt->force, err);
+	if (ret == -EEXIST && opt->incremental && saver->last < 0)
+		return error_set(err, EEXIST, "%s exists, and nothing follows it%s%s: the next generation has all of memory; choose a new file (--force drops what is in this one)",
+				 path, round->why ? ", because " : "", round->why ? round->why : "");
 	if (ret || saver->last < 0)
 		return ret;
 	ret = saver->chain.nr ? -EOPNOTSUPP :
@@ -478,6 +484,18 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 	return ret;
 }
 
+/* Its parts and their bitmaps grow with the generations: not beyond what can be read again. */
+static int check_appended(const struct record *record, int fd, struct error *err)
+{
+	struct snapfile snap;
+	struct error inner;
+	int ret = snap_parse(&snap, fd, record->stream, &inner);
+
+	snap_free(&snap);
+	return ret ? error_set(err, EFBIG, "the file has too many generations for another (%.200s): choose a new one, or see kvmsnap compact",
+			       inner.text) : 0;
+}
+
 /* The same behind others; the record, which makes it one, comes last. */
 static int write_appended(struct saver *saver, struct record *record, struct error *err)
 {
@@ -500,6 +518,8 @@ static int write_appended(struct saver *saver, struct record *record, struct err
 	round->file_bytes = record->end;
 	if (!ret && ftruncate(fd, (off_t)record->end) < 0)
 		ret = error_set(err, errno, "sizing the file: %s", strerror(errno));
+	if (!ret)
+		ret = check_appended(record, fd, err);
 	if (!ret)
 		ret = target_sync(&round->target, saver->opt->sync, err);
 	return ret ? ret : record_write(record, fd, record->base, &end, err);
@@ -631,11 +651,12 @@ static void succeed(struct saver *saver)
 
 	saver->generation++;
 	saver->astray = false;
+	saver->why = NULL;
 	if (!saver->opt->incremental)
 		return;
 	chain_free(&saver->chain);
 	if (round->target.device)
-		forget_last(saver);
+		forget_last(saver, "the last one is on a block device, which has room for one");
 	else if (round->content == CONTENT_APPENDED)
 		/* If it can't be read now, the next one is a full one. */
 		saver_moved(saver, path, round->target.fd, &ignored);
@@ -666,7 +687,7 @@ static void close_session(struct saver *saver)
 	follow_end(&saver->follow);
 	ram_close(&saver->ram);
 	snap_free(&saver->snap);
-	forget_last(saver);
+	forget_last(saver, NULL);
 }
 
 static int try_round(struct saver *saver, const char *path, int fd, const char *why, struct error *err)
@@ -688,7 +709,10 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 		succeed(saver);
 	/* The module knows no more what the last file has, which is a base for nothing now. */
 	if (ret && saver->astray && round->content == CONTENT_FULL)
-		forget_last(saver);
+		forget_last(saver, saver->generation ? "one of all of memory has failed since" : NULL);
+	/* Nor is the layout all the session's. */
+	if (ret && saver->snap.nr_blocks != saver->ram.nr)
+		saver->renew = true;
 	/* As it was wanted: nobody is to have it go on. */
 	if (!ret && saver->opt->stay_stopped)
 		guardian_stopped(&saver->guardian, false);
@@ -707,6 +731,9 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	qemu_close_devices(&saver->qemu);
 	if (!saver->opt->incremental)
 		follow_end(&saver->follow);
+	else if (round->throttled)
+		/* That it can't be done now: the guardian will, who ends the logging. */
+		qemu_throttle(&saver->qemu, 0, &second);
 	round->phases.total = now() - began;
 	tell(saver, ret ? KVMSNAP_PHASE_FAILED : KVMSNAP_PHASE_DONE, round->phases.paused);
 	target_close(&round->target);
@@ -718,12 +745,15 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 
 int saver_round(struct saver *saver, const char *path, int fd, struct error *err)
 {
-	const char *why = NULL;
+	const char *why = saver->generation ? "the writes since then were not followed" : NULL;
 	int ret = 0;
 
 	if (!saver->renew) {
 		ret = try_round(saver, path, fd, NULL, err);
-		if (ret != -ESTALE || !saver->generation)
+		if (ret != -ESTALE)
+			return ret;
+		saver->renew = true;
+		if (!saver->generation)
 			return ret;
 		why = "the VM's memory is laid out anew";
 	}

@@ -93,6 +93,7 @@ struct saver {
 	struct chain chain;		/* of that file, once generations are appended to it */
 	bool astray;			/* the session's target is another: a round has failed since */
 	bool renew;			/* the session is of no use any more */
+	const char *why;		/* there is none that another could follow; NULL before the first */
 };
 
 /* Attach.  What fails here changes nothing.  @saver is to be closed all the same. */

@@ -164,6 +164,9 @@ int target_append(struct target *target, const char *path, int fd, uint64_t base
 	if (target_lock(fd, TARGET_END, false) == -EBUSY)
 		return error_set(err, EBUSY, "%s is being appended to by another save; wait for it or choose another file",
 				 path);
+	/* kvmsnap compact puts another in its place, with the lock held. */
+	if (!target_has_name(fd, path))
+		return error_set(err, ENOENT, "%s is not the file that it was any more; save again", path);
 	target->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (target->fd < 0 || ftruncate(target->fd, (off_t)base) < 0)
 		return error_set(err, errno, "%s: %s", path, strerror(errno));
@@ -252,7 +255,9 @@ int target_sync(struct target *target, enum sync sync, struct error *err)
 
 int target_commit(struct target *target, enum sync sync, struct error *err)
 {
-	int ret = target_sync(target, sync, err);
+	bool replaces = target->partial && target->force && access(target->path, F_OK) == 0;
+	/* What goes may have been durable for long. */
+	int ret = target_sync(target, replaces && sync == SYNC_NONE ? SYNC_DATA : sync, err);
 
 	if (ret)
 		return ret;

@@ -16,6 +16,8 @@
 #include <unistd.h>
 
 #define COMMAND_MS	30000
+#define START_MS	3600000
+#define NO_LIMIT	1000000		/* of the dirty rate, MiB/s */
 
 /* "QEVM" and a version, before the sections (migration/savevm.c, qemu_savevm_state_header()). */
 #define STREAM_HEADER	8
@@ -171,7 +173,8 @@ int qemu_adopt(struct qemu *qemu, int fd, struct error *err)
 	int ret;
 
 	*qemu = (struct qemu){ .qmp.fd = -1 };
-	ret = qmp_greet(&qemu->qmp, fd, err);
+	/* It may have all of its memory to allocate first; if it ends, so does the socket. */
+	ret = qmp_greet(&qemu->qmp, fd, START_MS, err);
 	return ret ? ret : read_machine(qemu, err);
 }
 
@@ -320,14 +323,14 @@ int qemu_log_writes(struct qemu *qemu, bool on, struct error *err)
 	json_decref(result);
 	if (used)
 		return error_set(err, EBUSY, "QEMU limits the VM's dirty rate already");
-	return limit_dirty_rate(qemu, 1000000, err);
+	return limit_dirty_rate(qemu, NO_LIMIT, err);
 }
 
 int qemu_throttle(struct qemu *qemu, uint64_t bytes_per_second, struct error *err)
 {
 	uint64_t mib = bytes_per_second >> 20;
 
-	return limit_dirty_rate(qemu, mib ? mib : 1, err);
+	return limit_dirty_rate(qemu, !bytes_per_second ? NO_LIMIT : mib ? mib : 1, err);
 }
 
 const char *qemu_hidden_writer(struct qemu *qemu)

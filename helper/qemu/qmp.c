@@ -159,6 +159,11 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 		msg = receive(qmp, deadline, err);
 		if (!msg)
 			return NULL;
+		if (now_ms() > deadline) {
+			json_decref(msg);
+			error_set(err, ETIMEDOUT, "QMP: no answer from QEMU to %s", command);
+			return NULL;
+		}
 		note_event(qmp, json_string_value(json_object_get(msg, "event")));
 		if (json_integer_value(json_object_get(msg, "id")) != qmp->id) {
 			json_decref(msg);
@@ -207,20 +212,20 @@ char *qmp_hmp(struct qmp *qmp, const char *line, struct error *err)
 	return text;
 }
 
-int qmp_greet(struct qmp *qmp, int fd, struct error *err)
+int qmp_greet(struct qmp *qmp, int fd, int timeout_ms, struct error *err)
 {
 	json_t *msg;
 	bool met = false;
 
 	*qmp = (struct qmp){ .fd = fd };
-	msg = receive(qmp, now_ms() + GREETING_MS, err);
+	msg = receive(qmp, now_ms() + timeout_ms, err);
 	if (msg && !json_object_get(msg, "QMP"))
 		error_set(err, EPROTO, "no QMP greeting; is this QEMU's -qmp socket?");
 	else if (msg)
 		met = true;
 	json_decref(msg);
 	if (met) {
-		msg = qmp_command(qmp, "qmp_capabilities", NULL, -1, GREETING_MS, err);
+		msg = qmp_command(qmp, "qmp_capabilities", NULL, -1, timeout_ms, err);
 		met = msg;
 		json_decref(msg);
 	}
@@ -252,7 +257,7 @@ int qmp_connect(struct qmp *qmp, const char *path, struct error *err)
 		return ret;
 	}
 	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
-	ret = qmp_greet(qmp, fd, &inner);
+	ret = qmp_greet(qmp, fd, GREETING_MS, &inner);
 	qmp->peer = cred.pid;
 	return ret ? error_set(err, -ret, "QMP socket %s: %s", path, inner.text) : 0;
 }

@@ -29,7 +29,7 @@ struct qmp {
 int qmp_connect(struct qmp *qmp, const char *path, struct error *err);
 
 /* The same with a socket that is connected already, which is taken over. */
-int qmp_greet(struct qmp *qmp, int fd, struct error *err);
+int qmp_greet(struct qmp *qmp, int fd, int timeout_ms, struct error *err);
 void qmp_close(struct qmp *qmp);
 
 /*

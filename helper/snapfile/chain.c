@@ -89,8 +89,8 @@ static int load_first(struct generation *generation, int fd, struct error *err)
 	return ret ? error_set(err, -ret, "out of memory") : 0;
 }
 
-/* 1 when there is none at @base any more. */
-static int load_next(struct generation *generation, int fd, uint64_t base, uint64_t size,
+/* 1 when there is none at @base any more.  *torn: there is a part of one. */
+static int load_next(struct generation *generation, int fd, uint64_t base, uint64_t size, bool *torn,
 		     struct error *err)
 {
 	struct record *record = &generation->record;
@@ -99,6 +99,7 @@ static int load_next(struct generation *generation, int fd, uint64_t base, uint6
 	/* Not to be taken for the end: what is there would be written over. */
 	if (ret && !is_none(ret))
 		return ret;
+	*torn = ret == -EBADMSG;
 	if (ret || record->base != base || record->end > size) {
 		record_free(record);
 		return 1;
@@ -147,7 +148,7 @@ int chain_load(struct chain *chain, int fd, struct error *err)
 		chain->generation = more;
 		more += chain->nr;
 		*more = (struct generation){ 0 };
-		ret = chain->nr ? load_next(more, fd, chain->end, (uint64_t)st.st_size, err) :
+		ret = chain->nr ? load_next(more, fd, chain->end, (uint64_t)st.st_size, &chain->torn, err) :
 				  load_first(more, fd, err);
 		if (ret > 0)
 			return 0;
@@ -172,6 +173,15 @@ void chain_free(struct chain *chain)
 	}
 	free(chain->generation);
 	*chain = (struct chain){ 0 };
+}
+
+int chain_check_end(const struct chain *chain, struct error *err)
+{
+	if (!chain->torn)
+		return 0;
+	return error_set(err, EBADMSG, "behind generation %llu, at offset %llu, lies a record that is not whole: a generation that was cut off, or damage, with others behind it; truncate -s %llu drops it",
+			 (unsigned long long)chain->generation[chain->nr - 1].record.generation,
+			 (unsigned long long)chain->end, (unsigned long long)chain->end);
 }
 
 struct generation *chain_find(struct chain *chain, uint64_t nr, int fd, struct error *err)

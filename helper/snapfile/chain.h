@@ -31,6 +31,7 @@ struct chain {
 	struct generation *generation;
 	size_t nr;
 	uint64_t end;			/* behind the last: where the next image begins */
+	bool torn;			/* there is a record, and it is not whole: a generation that was cut off, or damage */
 };
 
 /* Find the generations of a file, of ours or of QEMU's.  Only the first one's stream is read. */
@@ -39,6 +40,9 @@ int chain_load(struct chain *chain, int fd, struct error *err);
 /* The same, with the last one loaded, for another to be appended. */
 int chain_load_last(struct chain *chain, int fd, struct error *err);
 void chain_free(struct chain *chain);
+
+/* -EBADMSG when what lies behind the last generation may be others, of which the first is damaged. */
+int chain_check_end(const struct chain *chain, struct error *err);
 
 /*
  * Read the stream of a generation of the file @fd, unless that was done.  -EBADMSG when that is

@@ -214,8 +214,8 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 	const char *wrong;
 	uint8_t *data;
 
-	if (!r->ret && snap->size && snap->devices_end <= r->pos)
-		reader_fail(r, "device sections that end before they begin");
+	if (!r->ret && snap->size && (snap->devices_end <= r->pos || snap->devices_end - r->pos > MAX_DEVICES))
+		reader_fail(r, "device sections of a length that makes no sense");
 	if (r->ret)
 		return;
 	len = (size_t)(end - r->pos < most ? end - r->pos : most);

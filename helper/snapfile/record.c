@@ -93,7 +93,8 @@ static int parse(struct record *record, const char *text, size_t length)
 		json_int_t len, pages;
 
 		if (json_unpack(block, "{s:s, s:I, s:I}", "name", &name, "length", &len,
-				"pages_offset", &pages) || len <= 0 || len % (json_int_t)SNAP_PAGE || pages < base)
+				"pages_offset", &pages) || len <= 0 || len % (json_int_t)SNAP_PAGE || pages < base ||
+		    pages > end || len > (stream ? stream : end) - pages)
 			ret = -EBADMSG;
 		else
 			ret = record_add_block(record, name, (uint64_t)len, (uint64_t)pages);

@@ -103,6 +103,14 @@ exact_each_time() {
 	[ "$(kvmsnap list --json "$dir" | jq -r ".[$((count - 1))].incoming")" = "file:$(cat "$work/at.$count")" ]
 }
 
+# QEMU slows the guest down for as long as a generation takes, and no longer.
+throttled_once() {
+	start -m ${mem}M
+	incremental 1 --live --max-downtime 1us --allow-downtime 60s --throttle 1M
+	[ "$(jq .throttled "$work/report.1")" = true ]
+	[ "$(qmp a '{"execute":"query-vcpu-dirty-limit"}' | jq -c 'select(.return) | [.return[]["limit-rate"]]')" = '[1000000]' ]
+}
+
 # Without a dirty ring all is compared, and what has changed is written.
 without_ring() {
 	local GUEST_RING="" n
@@ -181,6 +189,10 @@ keeper_killed() {
 	let_go
 	guest_goes_on a
 	rm -f "$(where 2)"
+	# Not by dropping what is there.
+	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error"
+	grep -q 'exists, and nothing follows it' "$work/error"
+	[ $content = clone ] || mv "$(where 1)" "$dir/first.snap"
 	incremental 2
 	[ "$(jq -r .content "$work/report.2")" = full ]
 	go_on
@@ -296,10 +308,12 @@ file_limit() {
 	let_go
 }
 
-# Several that are the first: one process follows the VM, and all are saved.
+# Several that are the first: one process follows the VM, and all are saved.  It keeps nothing of theirs.
 first_at_once() {
-	local n pids=()
+	local n pids=() held
 	start -m ${mem}M
+	exec {held}>"$work/held"
+	flock $held
 	for n in 1 2 3; do
 		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/first-$n.snap" --quiet &
 		pids+=($!)
@@ -307,6 +321,8 @@ first_at_once() {
 	wait "${pids[0]}"
 	wait "${pids[1]}"
 	wait "${pids[2]}"
+	exec {held}>&-
+	flock -n "$work/held" true
 	[ "$(pgrep -xc kvmsnap-keep)" = 1 ]
 	kvmsnap list "$dir"
 	[ "$(kvmsnap list --json "$dir" | jq length)" = 3 ]
@@ -332,6 +348,12 @@ damaged() {
 	grep -q 'generation 2:' "$work/error"
 	flip "$(where 2)" $((at + 77))
 	if [ $content = appended ]; then
+		at=$(kvmsnap info --json --generation 1 "$(where 2)" | jq .end)
+		flip "$(where 2)" $((at + 20))
+		! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
+		grep -q "behind generation 1, at offset $at, lies a record that is not whole" "$work/error"
+		! kvmsnap compact --keep 1 "$(where 2)"
+		flip "$(where 2)" $((at + 20))
 		one_damaged
 		truncate -s -8192 "$(where 2)"
 		[ "$(kvmsnap list --json "$(where 2)" | jq length)" = 1 ]
@@ -375,6 +397,7 @@ usage_errors() {
 tap_case "usage errors" usage_errors
 tap_case "each is exact, pc" exact_each_time 4 -m ${mem}M
 tap_case "each is exact, q35, 2 vCPUs" exact_each_time 4 -machine q35 -smp 2 -m ${mem}M
+tap_case "throttled" throttled_once
 tap_case "no dirty ring" without_ring
 tap_case "memory plugged in between" plugged_between
 tap_case "interrupted, then again" failing_between interrupted
