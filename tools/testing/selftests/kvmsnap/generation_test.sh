@@ -188,11 +188,10 @@ keeper_killed() {
 	pkill -9 -x kvmsnap-keep
 	let_go
 	guest_goes_on a
-	rm -f "$(where 2)"
 	# Not by dropping what is there.
-	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error"
+	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error" || return 1
 	grep -q 'exists, and nothing follows it' "$work/error"
-	[ $content = clone ] || mv "$(where 1)" "$dir/first.snap"
+	rm -f "$(where 2)"
 	incremental 2
 	[ "$(jq -r .content "$work/report.2")" = full ]
 	go_on
