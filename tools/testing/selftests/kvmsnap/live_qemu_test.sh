@@ -516,7 +516,7 @@ tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 # The seed of the first, to repeat it, and how many.
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
 tap_case "the helper killed anywhere, seed $seed" failing killed_anywhere "$seed"
-for i in $(seq "${KVMSNAP_QEMU_ROUNDS:-3}"); do
+for i in $(seq "${KVMSNAP_QEMU_ROUNDS:-2}"); do
 	tap_case "random_rounds, seed $seed" random_trip "$seed"
 	seed=$(((seed + 1) % 32768))
 done
