@@ -62,6 +62,14 @@ int record_write(const struct record *record, int fd, uint64_t at, uint64_t *end
 	return ret ? error_set(err, -ret, "writing the generation's record: %s", strerror(-ret)) : 0;
 }
 
+/* Nothing that a terminal would take for an order. */
+static bool is_text(const char *s)
+{
+	while (*s && (unsigned char)*s >= ' ' && *s != 0x7f)
+		s++;
+	return !*s;
+}
+
 static int parse(struct record *record, const char *text, size_t length)
 {
 	json_t *root = json_loadb(text, length, 0, NULL), *blocks, *block;
@@ -75,7 +83,7 @@ static int parse(struct record *record, const char *text, size_t length)
 			"written", &written, "base", &base, "stream", &stream, "end", &end,
 			"blocks", &blocks, "checksums", &checksums, "key", &key) ||
 	    generation <= 0 || base < 0 || stream < base || end <= stream || written < 0 || checksums < 0 ||
-	    base % (json_int_t)SNAP_ALIGN || end % (json_int_t)SNAP_ALIGN || strlen(parent) >= sizeof(record->parent) ||
+	    base % (json_int_t)SNAP_ALIGN || end % (json_int_t)SNAP_ALIGN || strlen(parent) >= sizeof(record->parent) || !is_text(parent) ||
 	    sodium_hex2bin(record->key, RECORD_KEY, key, strlen(key), NULL, &n, NULL) || n != RECORD_KEY ||
 	    !json_is_array(blocks)) {
 		json_decref(root);
@@ -93,7 +101,7 @@ static int parse(struct record *record, const char *text, size_t length)
 		json_int_t len, pages;
 
 		if (json_unpack(block, "{s:s, s:I, s:I}", "name", &name, "length", &len,
-				"pages_offset", &pages) || len <= 0 || len % (json_int_t)SNAP_PAGE || pages < base ||
+				"pages_offset", &pages) || !is_text(name) || len <= 0 || len % (json_int_t)SNAP_PAGE || pages < base ||
 		    pages > end || len > (stream ? stream : end) - pages)
 			ret = -EBADMSG;
 		else
