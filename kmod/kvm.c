@@ -468,13 +468,14 @@ int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
 		err = 0;
 	}
 	spin_unlock(&vm->lock);
+	/* First: no reset that a push could look back on is missed. */
 	if (!err)
-		err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+		err = tracepoint_probe_register(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
 	if (err)
 		return err;
-	err = tracepoint_probe_register(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
+	err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
 	if (err) {
-		tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+		tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
 		tracepoint_synchronize_unregister();
 	}
 	return err;
@@ -483,8 +484,8 @@ int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
 /* Undo kvmsnap_vm_observe().  No callback of it is running when this returns.  May sleep. */
 void kvmsnap_vm_ignore(struct kvmsnap_vm *vm)
 {
-	tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
 	tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
+	tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
 	tracepoint_synchronize_unregister();
 }
 

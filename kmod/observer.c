@@ -80,8 +80,8 @@ void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 inde
 		log->marked = index;
 		log->pushed = index;
 		/* No reset was told that covers it, however far indexes have come. */
-		WRITE_ONCE(log->reset, index);
-		WRITE_ONCE(log->live, true);
+		log->reset = index;
+		log->live = true;
 		raw_spin_unlock(&log->lock);
 	}
 	if (index != log->pushed || index - READ_ONCE(log->marked) >= observer->size) {
@@ -110,7 +110,8 @@ void kvmsnap_observer_settled(struct kvmsnap_session *session, u32 vcpu, u32 ind
 	if (vcpu >= observer->nr_logs)
 		return;
 	log = &observer->logs[vcpu];
-	if (READ_ONCE(log->live) && (s32)(index - READ_ONCE(log->reset)) > 0)
+	/* Pairs with the releases. */
+	if (smp_load_acquire(&log->heard) && (s32)(index - READ_ONCE(log->settled)) > 0)
 		WRITE_ONCE(observer->blind, true);
 }
 
@@ -133,7 +134,10 @@ void kvmsnap_observer_reset(struct kvmsnap_session *session, u32 vcpu, u32 index
 	log = &observer->logs[vcpu];
 	raw_spin_lock(&log->lock);
 	closed = log->reset;
-	WRITE_ONCE(log->reset, index);
+	log->reset = index;
+	WRITE_ONCE(log->settled, index);
+	/* Pairs with kvmsnap_observer_settled(). */
+	smp_store_release(&log->heard, true);
 	/* Pairs with kvmsnap_observer_pushed(): the entries before it are written. */
 	pushed = smp_load_acquire(&log->pushed);
 	if (log->live && (s32)(closed - pushed) > 0)
@@ -253,6 +257,25 @@ static int kvmsnap_observer_slot(void *data, u64 start, u64 end, bool logs)
 	return 0;
 }
 
+/* From here on resets are heard of.  What was reset before was open then.  Called by kvm.c. */
+static int kvmsnap_observer_begin(void *data, u32 vcpu, u32 pushed, u32 reset)
+{
+	struct kvmsnap_session *session = data;
+	struct kvmsnap_observer *observer = session->ring.observer;
+	struct kvmsnap_log *log;
+
+	if (vcpu >= observer->nr_logs)
+		return 0;
+	log = &observer->logs[vcpu];
+	raw_spin_lock(&log->lock);
+	if (!log->heard)
+		WRITE_ONCE(log->settled, reset);
+	/* Pairs with kvmsnap_observer_settled(). */
+	smp_store_release(&log->heard, true);
+	raw_spin_unlock(&log->lock);
+	return 0;
+}
+
 static int kvmsnap_observer_alloc(struct kvmsnap_session *session)
 {
 	struct kvmsnap_observer *observer;
@@ -317,6 +340,9 @@ int kvmsnap_observer_start(struct kvmsnap_session *session)
 		err = kvmsnap_vm_observe(session->vm);
 	if (err)
 		goto err_free;
+	err = kvmsnap_vm_each_ring(session->vm, kvmsnap_observer_begin, session);
+	if (err)
+		goto err_ignore;
 	/* What logs from here on, and did not before, is known from its beginning. */
 	err = kvmsnap_vm_each_slot(session->vm, &session->ring.batch, kvmsnap_observer_slot,
 				   session);

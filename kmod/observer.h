@@ -11,12 +11,14 @@ struct kvmsnap_session;
  * struct kvmsnap_log - what a vCPU has pushed into its ring and is not known to be closed
  * @hva: host address of the page of each entry, or KVMSNAP_NO_HVA; by the entry's index modulo
  *	the log's size
- * @lock: of @live, @marked and @reset
+ * @lock: of all but @hva, @told and @pushed
  * @live: the first push was seen
+ * @heard: @settled is known
  * @told: entries there were; the vCPU's own, as is
  * @pushed: index behind the last entry
  * @marked: index behind the last entry that was closed and marked
  * @reset: the ring's reset index at its last reset: closed at the next
+ * @settled: the same, or what it was when it was first looked at
  *
  * Indexes are KVM's: they count pushes modulo 2^32.
  */
@@ -24,10 +26,12 @@ struct kvmsnap_log {
 	u64 *hva;
 	raw_spinlock_t lock;
 	bool live;
+	bool heard;
 	u64 told;
 	u32 pushed;
 	u32 marked;
 	u32 reset;
+	u32 settled;
 };
 
 /* Memslots that logged before we listened; a VM has few (video memory). */
