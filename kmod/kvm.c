@@ -434,6 +434,7 @@ static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot,
 	/* Who resets holds the lock: with it free, those that made @reset are over. */
 	smp_rmb();
 	if (!mutex_is_locked(&vcpu->kvm->slots_lock)) {
+		/* And have told of it: the reset's unlock comes behind. */
 		smp_rmb();
 		vm->ops->settled(vm->data, vcpu->vcpu_idx, reset);
 	}

@@ -36,7 +36,7 @@ static u32 kvmsnap_last_id;		/* kvmsnap_sessions_lock */
 #define KVMSNAP_NO_OFFSET	(~0ULL)
 
 /* Hashes that are copied to the caller at a time. */
-#define KVMSNAP_HASHES_PIECE	(1ULL << 17)
+#define KVMSNAP_HASHES_PIECE	131072ULL
 
 /* The one place where the state changes; see the arrows in session.h. */
 static void kvmsnap_session_set_state(struct kvmsnap_session *session, enum kvmsnap_state state)

@@ -519,9 +519,9 @@ enum kvmsnap_track_flags {
  *
  * Makes all pages dirty.  From then on a page that is written comes back into the dirty set:
  *  - written by a vCPU, in owner mode: at the next harvest.  The module harvests when asked to
- *    by HARVEST, and when a ring has half of what makes its vCPU leave the guest.  Not more often: after each the vCPUs fault again
- *    at every page that they write, so large rings (65536 entries, 1 MiB a vCPU) cost the guest
- *    the least.
+ *    by HARVEST, and when a ring has half of what makes its vCPU leave the guest.  Not more
+ *    often: after each the vCPUs fault again at every page that they write, so large rings
+ *    (65536 entries, 1 MiB a vCPU) cost the guest the least.
  *  - written by a vCPU, in observer mode: when the VMM has reset the ring's entry, and the
  *    same ring once more, or at HARVEST.
  *  - written by the VMM itself or by the kernel on its behalf (device emulation, vhost):
