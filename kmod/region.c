@@ -4,6 +4,8 @@
  * Pure arithmetic; no locks, no I/O.  Ranges are half open.
  */
 #include <linux/overflow.h>
+#include <linux/sched/signal.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
@@ -104,6 +106,22 @@ void kvmsnap_region_begin(struct kvmsnap_region *region, bool empty)
 		kvmsnap_clear(region->hash, kvmsnap_region_hash_bytes(region));
 }
 
+/* In pieces: the kernel refuses 2 GiB at once.  0, -EFAULT, or -EINTR for a fatal signal. */
+int kvmsnap_copy_out(void __user *to, const void *from, u64 bytes)
+{
+	u64 done, n;
+
+	for (done = 0; done < bytes; done += n) {
+		n = min_t(u64, bytes - done, SZ_1M);
+		if (copy_to_user(to + done, from + done, n))
+			return -EFAULT;
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+	return 0;
+}
+
 /**
  * kvmsnap_region_copy_bitmap() - copy out a bit a page
  * @bitmap: of a region
@@ -111,7 +129,7 @@ void kvmsnap_region_begin(struct kvmsnap_region *region, bool empty)
  * @nr_pages: at least 1; first_page + nr_pages is within the region
  * @user: (nr_pages + 63) / 64 * 8 bytes; the bits past nr_pages become 0
  *
- * Return: 0 or -EFAULT.
+ * Return: 0, -EFAULT or -EINTR.
  */
 int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 nr_pages,
 			       void __user *user)
@@ -119,11 +137,13 @@ int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 
 	const unsigned long *from = bitmap + BIT_WORD(first_page);
 	u64 whole = nr_pages / BITS_PER_LONG;
 	unsigned long last;
+	int err;
 
 	/* The bitmap of longs in memory is the ABI's, on 64-bit little-endian machines. */
 	BUILD_BUG_ON(BITS_PER_LONG != 64 || IS_ENABLED(CONFIG_CPU_BIG_ENDIAN));
-	if (copy_to_user(user, from, whole * sizeof(long)))
-		return -EFAULT;
+	err = kvmsnap_copy_out(user, from, whole * sizeof(long));
+	if (err)
+		return err;
 	if (nr_pages % BITS_PER_LONG) {
 		last = from[whole] & BITMAP_LAST_WORD_MASK(nr_pages);
 		if (copy_to_user(user + whole * sizeof(long), &last, sizeof(last)))

@@ -53,6 +53,7 @@ u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region);
 void kvmsnap_region_free(struct kvmsnap_region *region);
 int kvmsnap_region_clear_todo(struct kvmsnap_region *region);
 void kvmsnap_region_begin(struct kvmsnap_region *region, bool empty);
+int kvmsnap_copy_out(void __user *to, const void *from, u64 bytes);
 int kvmsnap_region_copy_bitmap(const unsigned long *bitmap, u64 first_page, u64 nr_pages,
 			       void __user *user);
 bool kvmsnap_region_overlaps(const struct kvmsnap_region *a, const struct kvmsnap_region *b);

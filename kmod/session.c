@@ -35,9 +35,6 @@ static u32 kvmsnap_last_id;		/* kvmsnap_sessions_lock */
 
 #define KVMSNAP_NO_OFFSET	(~0ULL)
 
-/* Hashes that are copied to the caller at a time. */
-#define KVMSNAP_HASHES_PIECE	131072ULL
-
 /* The one place where the state changes; see the arrows in session.h. */
 static void kvmsnap_session_set_state(struct kvmsnap_session *session, enum kvmsnap_state state)
 {
@@ -858,25 +855,6 @@ int kvmsnap_session_get_bitmap(struct kvmsnap_session *session, void *data)
 	return err;
 }
 
-/* In pieces: the kernel refuses to copy 2 GiB at once. */
-static int kvmsnap_session_copy_hashes(const struct kvmsnap_region *region,
-				       const struct kvmsnap_get_hashes *arg)
-{
-	u64 __user *user = u64_to_user_ptr(arg->data);
-	const u64 *hash = region->hash + arg->first_page;
-	u64 done, n;
-
-	for (done = 0; done < arg->nr_pages; done += n) {
-		n = min_t(u64, arg->nr_pages - done, KVMSNAP_HASHES_PIECE);
-		if (copy_to_user(user + done, hash + done, n * sizeof(*hash)))
-			return -EFAULT;
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		cond_resched();
-	}
-	return 0;
-}
-
 int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_get_hashes *arg = data;
@@ -895,7 +873,8 @@ int kvmsnap_session_get_hashes(struct kvmsnap_session *session, void *data)
 	if (!session->ring.hash)
 		err = -ENODATA;
 	else
-		err = kvmsnap_session_copy_hashes(region, arg);
+		err = kvmsnap_copy_out(u64_to_user_ptr(arg->data), region->hash + arg->first_page,
+				       arg->nr_pages * sizeof(*region->hash));
 	if (!err)
 		memcpy(arg->key, &session->ring.key, sizeof(arg->key));
 	mutex_unlock(&session->lock);
