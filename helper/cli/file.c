@@ -106,6 +106,14 @@ int file_load(struct chain *chain, const char *path, struct error *err)
 	return load_from(chain, fd, path, err);
 }
 
+void file_incoming(char *uri, size_t size, const char *path, const struct record *record)
+{
+	if (record->stream)
+		snprintf(uri, size, "file:%s,offset=%" PRIu64, path, record->stream);
+	else
+		snprintf(uri, size, "file:%s", path);
+}
+
 /* Of all pages of a generation, which need not be loaded; 0 with @err set when that can't be done. */
 static uint64_t bytes_of(struct generation *generation, int fd, struct error *err)
 {
@@ -258,7 +266,16 @@ static int verify_one(struct generation *generation, const char *path, struct ve
 	return ret;
 }
 
-/* @err is the first that was found. */
+/* One more thing that is wrong: @err is the first, and the others are told of at once.  -EBADMSG. */
+static int also_wrong(int before, const struct error *found, struct error *err)
+{
+	if (before)
+		complain(found);
+	else
+		*err = *found;
+	return -EBADMSG;
+}
+
 static int verify_all(const struct chain *chain, const struct arguments *args, struct verify *v, int fd,
 		      struct error *err)
 {
@@ -272,22 +289,12 @@ static int verify_all(const struct chain *chain, const struct arguments *args, s
 	for (i = 0; i < chain->nr; i++) {
 		if (args->generation && chain->generation[i].record.generation != args->generation)
 			continue;
-		if (!verify_one(&chain->generation[i], args->path, v, fd, &found))
-			continue;
-		if (ret)
-			complain(&found);
-		else
-			*err = found;
-		ret = -EBADMSG;
+		if (verify_one(&chain->generation[i], args->path, v, fd, &found))
+			ret = also_wrong(ret, &found, err);
 	}
 	progress_clear();
-	if (!args->generation && chain_check_end(chain, &found)) {
-		if (ret)
-			complain(&found);
-		else
-			*err = found;
-		ret = -EBADMSG;
-	}
+	if (!args->generation && chain_check_end(chain, &found))
+		ret = also_wrong(ret, &found, err);
 	return ret;
 }
 
@@ -344,10 +351,7 @@ static int list_generation(const char *path, struct generation *generation, int 
 
 	for (i = 0; i < record->nr_blocks; i++)
 		ram += record->blocks[i].length;
-	if (record->stream)
-		snprintf(incoming, sizeof(incoming), "file:%s,offset=%" PRIu64, path, record->stream);
-	else
-		snprintf(incoming, sizeof(incoming), "file:%s", path);
+	file_incoming(incoming, sizeof(incoming), path, record);
 	if (json)
 		json_array_append_new(json, json_pack(
 			"{s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s, s:s*}", "generation", (json_int_t)record->generation,
@@ -459,15 +463,11 @@ static int compact(const struct arguments *args, struct error *err)
 	if (ret < 0)
 		return ret;
 	ret = chain_check_end(&chain, err);
-	if (ret) {
-		chain_free(&chain);
-		close(fd);
-		return ret;
-	}
 	first = chain.nr > args->keep ? chain.nr - args->keep : 0;
-	for (i = first; i < chain.nr; i++)
+	for (i = first; i < chain.nr && !ret; i++)
 		c.total += bytes_of(&chain.generation[i], fd, &ignored);
-	ret = target_open(&target, args->path, -1, true, err);
+	if (!ret)
+		ret = target_open(&target, args->path, -1, true, err);
 	if (!ret)
 		ret = chain_copy(&chain, fd, first, chain.nr - 1, target.fd, compact_progress, &c, err);
 	progress_clear();

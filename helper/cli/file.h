@@ -7,4 +7,7 @@
 /* Open @path and read its generations: the descriptor, or a negative errno. */
 int file_load(struct chain *chain, const char *path, struct error *err);
 
+/* What QEMU's -incoming is given to load the generation of @record in the file @path; cut off at @size. */
+void file_incoming(char *uri, size_t size, const char *path, const struct record *record);
+
 #endif

@@ -115,14 +115,12 @@ static void flush(struct receive *r)
 		sqe = io_uring_get_sqe(&r->ring);
 		io_uring_prep_write(sqe, r->fd, r->buffers + (size_t)r->current * RUN, run->len, run->offset);
 		io_uring_sqe_set_data64(sqe, r->current);
-		run->in_flight = true;
-		r->in_flight++;
 		ret = io_uring_submit(&r->ring);
-		if (ret != 1) {
-			run->in_flight = false;
-			r->in_flight--;
-			r->ret = error_set(r->err, ret < 0 ? -ret : EAGAIN, "io_uring: %s",
-					   strerror(ret < 0 ? -ret : EAGAIN));
+		run->in_flight = ret == 1;
+		r->in_flight += run->in_flight;
+		if (!run->in_flight) {
+			ret = ret < 0 ? -ret : EAGAIN;
+			r->ret = error_set(r->err, ret, "io_uring: %s", strerror(ret));
 		}
 	}
 	while (r->run[r->current].in_flight) {

@@ -480,22 +480,16 @@ static void print_arg(const char *arg)
 static int print_command(struct restore *r, struct error *err)
 {
 	int i, ret = open_file(r, err);
-	char *uri;
+	char uri[4352];
 
 	if (ret)
 		return ret;
 	for (i = 0; r->qemu_args[i]; i++)
 		print_arg(r->qemu_args[i]);
 	printf("-global migration.mapped-ram=on -incoming ");
-	if (r->generation->record.stream)
-		ret = asprintf(&uri, "file:%s,offset=%" PRIu64, r->path, r->generation->record.stream);
-	else
-		ret = asprintf(&uri, "file:%s", r->path);
-	if (ret < 0)
-		return error_set(err, ENOMEM, "out of memory");
+	file_incoming(uri, sizeof(uri), r->path, &r->generation->record);
 	print_arg(uri);
 	putchar('\n');
-	free(uri);
 	return 0;
 }
 

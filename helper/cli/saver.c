@@ -103,11 +103,11 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	const struct ram *ram = &saver->ram;
 	double bytes = (double)ram->stats.bytes_written, written = (double)ram->first.bytes_written;
 	double content = written / SNAP_PAGE + (double)ram->first.pages_zero, looks;
+	double look = look_seconds(saver);
 	int64_t expect;
 
-	saver->round.looks = look_seconds(saver);
 	if (!saver->follow.ring)
-		return staged ? saver->round.looks : ram->seconds;
+		return staged ? look : ram->seconds;
 	expect = follow_expect(&saver->follow, err);
 	if (expect < 0)
 		return (double)expect;
@@ -115,7 +115,7 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	if (looks > content)
 		looks = content;
 	if (content > 0)
-		looks *= saver->round.looks / content;
+		looks *= look / content;
 	saver->round.looks = looks;
 	return staged || !written ? looks : looks + bytes * saver->first_seconds / written;
 }
@@ -487,11 +487,11 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 /* Its parts and their bitmaps grow with the generations: not beyond what can be read again. */
 static int check_appended(const struct record *record, int fd, struct error *err)
 {
-	struct snapfile snap;
+	struct generation generation = { .record = *record };
 	struct error inner;
-	int ret = snap_parse(&snap, fd, record->stream, &inner);
+	int ret = generation_load(&generation, fd, &inner);
 
-	snap_free(&snap);
+	generation_unload(&generation);
 	return ret ? error_set(err, EFBIG, "the file has too many generations for another (%.200s): choose a new one, or see kvmsnap compact",
 			       inner.text) : 0;
 }

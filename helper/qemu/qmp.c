@@ -159,15 +159,14 @@ json_t *qmp_command(struct qmp *qmp, const char *command, json_t *args, int fd, 
 		msg = receive(qmp, deadline, err);
 		if (!msg)
 			return NULL;
-		if (now_ms() > deadline) {
-			json_decref(msg);
-			error_set(err, ETIMEDOUT, "QMP: no answer from QEMU to %s", command);
-			return NULL;
-		}
 		note_event(qmp, json_string_value(json_object_get(msg, "event")));
 		if (json_integer_value(json_object_get(msg, "id")) != qmp->id) {
 			json_decref(msg);
-			continue;
+			/* Events don't hold up the end; an answer that is there counts, however late. */
+			if (now_ms() <= deadline)
+				continue;
+			error_set(err, ETIMEDOUT, "QMP: no answer from QEMU to %s", command);
+			return NULL;
 		}
 		result = json_incref(json_object_get(msg, "return"));
 		if (!result) {

@@ -208,13 +208,14 @@ static const char *split_devices(struct snapfile *snap, const uint8_t *data, siz
  */
 static void parse_devices(struct reader *r, struct snapfile *snap)
 {
-	uint64_t end = snap->size ? snap->size : r->size;
-	uint64_t most = snap->nr_blocks && !snap->size ? MAX_UNTOLD : MAX_DEVICES;
+	bool told = snap->size;
+	uint64_t end = told ? snap->size : r->size;
+	uint64_t most = snap->nr_blocks && !told ? MAX_UNTOLD : MAX_DEVICES;
 	size_t len, at;
 	const char *wrong;
 	uint8_t *data;
 
-	if (!r->ret && snap->size && (snap->devices_end <= r->pos || snap->devices_end - r->pos > MAX_DEVICES))
+	if (!r->ret && told && (snap->devices_end <= r->pos || snap->devices_end - r->pos > MAX_DEVICES))
 		reader_fail(r, "device sections of a length that makes no sense");
 	if (r->ret)
 		return;
@@ -227,17 +228,15 @@ static void parse_devices(struct reader *r, struct snapfile *snap)
 	snap->devices_offset = r->pos;
 	reader_get(r, data, len);
 	wrong = split_devices(snap, data, len, true, &at);
-	if (wrong && !snap->size) {
+	if (wrong && !told) {
 		forget_devices(snap);
 		wrong = split_devices(snap, data, len, false, &at);
 	}
 	free(data);
-	if (snap->size)
-		at = (size_t)(snap->devices_end - snap->devices_offset);
-	else
+	if (!told)
 		snap->devices_end = snap->devices_offset + at;
-	r->pos = snap->devices_offset + at;
-	if (wrong && !snap->size)
+	r->pos = snap->devices_end;
+	if (wrong && !told)
 		reader_fail(r, wrong);
 }
 
