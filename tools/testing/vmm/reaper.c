@@ -53,7 +53,7 @@ static void note(struct machine *m, const struct kvm_dirty_gfn *entry)
 void reaper_reap(struct machine *m)
 {
 	int found = 0, reset;
-	sigset_t all, before;
+	sigset_t held, before;
 	unsigned int i;
 
 	pthread_mutex_lock(&m->reap);
@@ -74,12 +74,13 @@ void reaper_reap(struct machine *m)
 	 * A pending signal, such as a vCPU is kicked with, cuts it short since Linux 6.16, and leaves
 	 * pages that the guest can write without another entry.  So there is to be none.
 	 */
-	sigfillset(&all);
-	if (!m->signals)
-		pthread_sigmask(SIG_SETMASK, &all, &before);
+	if (m->signals)
+		sigemptyset(&held);
+	else
+		sigfillset(&held);
+	pthread_sigmask(SIG_BLOCK, &held, &before);
 	reset = ioctl(m->vm, KVM_RESET_DIRTY_RINGS, 0);
-	if (!m->signals)
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	m->cut_short += reset < found;
 	m->left += found - reset;
 	/* Nobody else may have: QEMU asserts the same. */

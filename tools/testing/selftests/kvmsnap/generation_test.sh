@@ -372,8 +372,10 @@ feigned_end() {
 	done
 	[ "$(kvmsnap list --json "$dir" | jq -c '[.[] | has("error")]')" = '[false,false,false,false]' ]
 	guest_kill a
-	[ $content = clone ] || kvmsnap compact --keep 2 "$(where 4)"
-	[ $content = clone ] || kvmsnap list --json "$(where 4)" | jq -r '.[-1].incoming' | sed 's/^file://' >"$work/at.4"
+	if [ $content = appended ]; then
+		kvmsnap compact --keep 2 "$(where 4)"
+		kvmsnap list --json "$(where 4)" | jq -r '.[-1].incoming' | sed 's/^file://' >"$work/at.4"
+	fi
 	restored_goes_on "$(cat "$work/at.4")" plain -m ${mem}M
 }
 

@@ -169,6 +169,16 @@ qmp() (
 	wait "$Q_PID" 2>/dev/null || true
 )
 
+# hmp NAME LINE...: what the human monitor says.
+hmp() {
+	local name=$1 line commands=()
+	shift
+	for line; do
+		commands+=("{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"$line\"}}")
+	done
+	qmp "$name" "${commands[@]}" | jq -r 'select(.return) | .return'
+}
+
 guest_status() {
 	qmp "$1" '{"execute":"query-status"}' | jq -r 'select(.return.status) | .return.status'
 }
@@ -181,9 +191,8 @@ feign_end() {
 	at=$(grep -obUa mc146818rtc "$work/tail" | tail -1 | cut -d: -f1)
 	# A footer, the end, an empty description.
 	for byte in 126 $(od -An -tu1 -j $((at - 5)) -N 4 "$work/tail") 0 6 0 0 0 0; do
-		qmp "$1" "{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"o/b 0x70 $i\"}}" \
-			"{\"execute\":\"human-monitor-command\",\"arguments\":{\"command-line\":\"o/b 0x71 $byte\"}}" |
-			grep -c '"return": ""' | grep -qx 2
+		# Two empty lines.
+		hmp "$1" "o/b 0x70 $i" "o/b 0x71 $byte" | uniq -c | grep -qx ' *2 '
 		i=$((i + 1))
 	done
 }
@@ -191,8 +200,7 @@ feign_end() {
 # same_ram NAME FILE [BYTES]: the RAM of a stopped guest, read by ramcmp and not by the
 # module, equals the file byte for byte.  BYTES: see ramcmp.c.
 same_ram() {
-	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
-		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2" ${3:+"$3"}
+	hmp "$1" "info ramblock" | "$libexec/ramcmp" "$(cat "$work/$1.pid")" "$2" ${3:+"$3"}
 }
 
 # incoming_start NAME FILE FLAVOUR ARG...: stock QEMU that has restored FILE and is paused; FLAVOUR

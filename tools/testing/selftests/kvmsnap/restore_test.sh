@@ -58,8 +58,7 @@ restore() {
 
 # same NAME FILE: its memory is what the file has.
 same() {
-	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
-		jq -r 'select(.return) | .return' | "$libexec/ramcmp" "$(cat "$work/$1.qemu")" "$2" 12
+	hmp "$1" "info ramblock" | "$libexec/ramcmp" "$(cat "$work/$1.qemu")" "$2" 12
 }
 
 goes_on() {
@@ -169,8 +168,7 @@ same_ram_of() {
 }
 
 ram_address() {
-	qmp "$1" '{"execute":"human-monitor-command","arguments":{"command-line":"info ramblock"}}' |
-		jq -r 'select(.return) | .return' | awk '$1 == "pc.ram" { print $8 ~ /^0x/ ? $8 : $7 }' | head -1
+	hmp "$1" "info ramblock" | awk '$1 == "pc.ram" { print $8 ~ /^0x/ ? $8 : $7 }' | head -1
 }
 
 # refused TEXT ARG...: the file is of a pc with 2 vCPUs and a balloon.
@@ -385,8 +383,7 @@ exported() {
 	cmp "$dir/gdb.low" "$dir/pmem.low"
 	cmp "$dir/gdb.high" "$dir/pmem.high"
 	grep -qF "banner: Linux version $(guest_release) " "$work/gdb"
-	qmp a '{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}' |
-		jq -r 'select(.return) | .return' | tr -d '\r' >"$work/registers"
+	hmp a "info registers -a" | tr -d '\r' >"$work/registers"
 	for n in $(grep -oE '^rip [0-9a-f]+' "$work/gdb" | cut -d' ' -f2); do
 		grep -qi "RIP=0*$n " "$work/registers"
 	done
