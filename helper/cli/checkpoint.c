@@ -72,9 +72,11 @@ static int compact(struct checkpoint *c, struct error *err)
 	int ret;
 
 	folder_path(path, sizeof(path), c->dir, c->name, chain->generation[first].record.generation);
-	ret = target_open(&target, path, -1, false, err);
+	ret = guardian_partial(&saver->guardian, path);
+	if (ret)
+		ret = error_set(err, -ret, "%s: %s", path, strerror(-ret));
 	if (!ret)
-		ret = guardian_partial(&saver->guardian, target.partial);
+		ret = target_open(&target, path, -1, false, err);
 	if (!ret)
 		ret = chain_copy(chain, saver->last, first, chain->nr - 1, target.fd, is_interrupted, c, err);
 	/* Whatever --sync says: what it takes the place of may have been durable for long. */

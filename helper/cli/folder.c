@@ -96,7 +96,7 @@ int folder_read(struct folder *folder, const char *dir, const char *name, struct
 		snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
 		if (!*rest)
 			ret = add(folder, path, number);
-		else if (name && !strcmp(rest, ".partial"))
+		else if (name && !strcmp(rest, TARGET_PARTIAL))
 			target_remove_torn(path, false);
 	}
 	closedir(d);

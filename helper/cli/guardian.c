@@ -19,7 +19,7 @@
 #define SAYS_RESUMED	'r'
 #define SAYS_LOGGING	'l'
 #define SAYS_QUIET	'q'
-#define SAYS_PARTIAL	'p'	/* and a path with its final 0; empty for none */
+#define SAYS_PARTIAL	'p'	/* and a file's provisional path with its final 0; empty for none */
 #define SAYS_DONE	'd'
 
 #define COMMAND_MS	30000
@@ -196,7 +196,7 @@ int guardian_partial(struct guardian *guardian, const char *path)
 	if (path && path[0] != '/' && !getcwd(cwd, sizeof(cwd)))
 		return -ENAMETOOLONG;
 	if (path)
-		len = snprintf(text + 1, sizeof(text) - 1, "%s%s%s", cwd, cwd[0] ? "/" : "", path);
+		len = snprintf(text + 1, sizeof(text) - 1, "%s%s%s" TARGET_PARTIAL, cwd, cwd[0] ? "/" : "", path);
 	if (len > GUARDIAN_MAX_PATH)
 		return -ENAMETOOLONG;
 	say_text(guardian, text, strlen(text) + 1);

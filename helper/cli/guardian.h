@@ -27,8 +27,8 @@ void guardian_stopped(struct guardian *guardian, bool stopped);
 void guardian_logging(struct guardian *guardian, bool logging);
 
 /*
- * There is a file of that name to be removed, or no more (NULL).  -ENAMETOOLONG for one of more
- * than GUARDIAN_MAX_PATH bytes.
+ * From now on a file that is to get the name @path may be there under its provisional one, to be
+ * removed; or no more (NULL).  -ENAMETOOLONG for a path of more than GUARDIAN_MAX_PATH bytes.
  */
 #define GUARDIAN_MAX_PATH	4000
 int guardian_partial(struct guardian *guardian, const char *path);

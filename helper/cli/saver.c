@@ -699,10 +699,10 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 
 	*round = (struct round){ .target.fd = -1, .devices = -1, .why = why };
 	ret = qemu_look_again(&saver->qemu, err);
+	if (!ret && guardian_partial(&saver->guardian, path))
+		ret = error_set(err, ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
 	if (!ret)
 		ret = open_target(saver, path, fd, err);
-	if (!ret && guardian_partial(&saver->guardian, round->target.partial))
-		ret = error_set(err, ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
 	if (!ret)
 		ret = save_round(saver, err);
 	if (round->committed)

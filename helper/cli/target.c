@@ -64,7 +64,7 @@ void target_remove_torn(const char *path, bool wait)
 	int fd;
 
 	do {
-		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 		if (fd < 0)
 			return;
 		locked = flock(fd, wait ? LOCK_EX : LOCK_EX | LOCK_NB) == 0;
@@ -147,7 +147,7 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 	} else if (errno != ENOENT) {
 		return error_set(err, errno, "%s: %s", path, strerror(errno));
 	}
-	if (asprintf(&target->partial, "%s.partial", path) < 0) {
+	if (asprintf(&target->partial, "%s" TARGET_PARTIAL, path) < 0) {
 		target->partial = NULL;
 		return error_set(err, ENOMEM, "out of memory");
 	}

@@ -28,6 +28,9 @@ struct target {
 	bool committed;
 };
 
+/* What a file's name ends in until it is whole. */
+#define TARGET_PARTIAL	".partial"
+
 /* Bytes of a file that stand for locks; nobody reads or writes there. */
 #define TARGET_CONTENT	(INT64_MAX - 1)
 #define TARGET_END	(INT64_MAX - 2)

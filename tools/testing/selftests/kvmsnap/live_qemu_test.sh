@@ -339,28 +339,34 @@ qmp_lost_stopped() {
 	guardian_resumes
 }
 
-# kill -9 at moments by chance, from before the first pass to after the last: a file is there whole,
-# or not at all.
+# kill -9 at moments by chance, from before the first pass to after the last, and as soon as there is
+# a file: it is there whole, or not at all.
 killed_anywhere() {
-	local saver i began took left
+	local saver i began took left when
 	RANDOM=$1
 	began=$(date +%s%N)
 	kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" --output "$dir/snap" --quiet
 	took=$((($(date +%s%N) - began) / 1000))
-	for i in $(seq 8); do
+	for i in $(seq 12); do
 		rm -f "$dir/snap"
 		kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" \
 			--output "$dir/snap" --quiet 2>/dev/null &
 		saver=$!
-		left=$((RANDOM * took / 32768))
-		sleep "$((left / 1000000)).$(printf %06d $((left % 1000000)))"
+		if [ "$i" -gt 8 ]; then
+			when="as soon as there was a file"
+			while [ ! -e "$dir/snap.partial" ]; do :; done
+		else
+			left=$((RANDOM * took / 32768))
+			when="after $left of $took us"
+			sleep "$((left / 1000000)).$(printf %06d $((left % 1000000)))"
+		fi
 		kill -9 $saver || true
 		wait $saver || true
 		for _ in $(seq 100); do
 			[ -e "$dir/snap.partial" ] || [ "$(guest_status a)" != running ] || break
 			sleep 0.1
 		done
-		echo "killed after $left of $took us; $([ -e "$dir/snap" ] && echo a file || echo none)"
+		echo "killed $when; $([ -e "$dir/snap" ] && echo a file || echo none)"
 		[ ! -e "$dir/snap.partial" ]
 		[ ! -e "$dir/snap" ] || kvmsnap verify "$dir/snap"
 		[ "$(guest_status a)" = running ]
