@@ -165,12 +165,8 @@ static struct page *kvmsnap_worker_take(struct kvmsnap_session *session,
 
 	if (page == KVMSNAP_NOT_IN_PASS)
 		return NULL;
-	if (untouched) {
-		page = ZERO_PAGE(0);
-		get_page(page);
-	} else if (pass->copy) {
+	if (!untouched && pass->copy)
 		page = kvmsnap_request_copy(worker->req, page);
-	}
 	/* From here on the bytes don't change, or need not be exact. */
 	if (ring->hash) {
 		*hash = untouched ? ring->zero_hash : kvmsnap_page_hash(&ring->key, page);
@@ -182,8 +178,12 @@ static struct page *kvmsnap_worker_take(struct kvmsnap_session *session,
 	} else {
 		zero = untouched || (!write_zeros && kvmsnap_page_is_zero(page));
 	}
-	if (!zero || write_zeros)
-		return page;
+	if (!zero || write_zeros) {
+		if (!untouched)
+			return page;
+		get_page(ZERO_PAGE(0));
+		return ZERO_PAGE(0);
+	}
 	if (ring->hash)
 		*known = *hash;
 	if (untouched)
@@ -191,7 +191,8 @@ static struct page *kvmsnap_worker_take(struct kvmsnap_session *session,
 	else
 		worker->pages_zero++;
 leave:
-	kvmsnap_pages_put(page, 1);
+	if (!untouched)
+		kvmsnap_pages_put(page, 1);
 	return NULL;
 }
 
