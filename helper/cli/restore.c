@@ -52,6 +52,8 @@ struct restore {
 	struct generation *generation;
 	int fd;				/* of the file that it is in */
 	char file[64];			/* what QEMU opens that by */
+	int stream;			/* with --instant, for what is not mapped; QEMU inherits it */
+	char uri[128];			/* what it is told to load */
 
 	char *argv[MAX_ARGS];		/* QEMU's; those of ours are not freed */
 	int argc;
@@ -334,13 +336,15 @@ static int compare_devices(const struct restore *r, struct qemu *qemu, struct di
 
 static pid_t qemu_pid;
 
-/* QEMU waits for its stream: look at it, and load. */
-static int load(struct restore *r, int monitor, const char *uri, unsigned int channels, struct error *err)
+/* QEMU is there, or will soon be, and waits for its stream: look at it, and load. */
+static int load(struct restore *r, int monitor, struct error *err)
 {
 	struct differences d = { 0 };
 	struct qemu qemu;
-	int ret = qemu_adopt(&qemu, monitor, err);
+	int ret = !r->instant ? 0 : generation_stream(r->generation, r->fd, is_mapped, r, r->stream, err);
 
+	if (!ret)
+		ret = qemu_adopt(&qemu, monitor, err);
 	/* It would wait for its stream for ever. */
 	if (ret) {
 		kill(qemu_pid, SIGTERM);
@@ -357,7 +361,7 @@ static int load(struct restore *r, int monitor, const char *uri, unsigned int ch
 	if (!ret && d.nr)
 		ret = error_set(err, EINVAL, "nothing was loaded");
 	if (!ret)
-		ret = qemu_load(&qemu, uri, channels, err);
+		ret = qemu_load(&qemu, r->uri, r->instant ? 0 : r->channels, err);
 	if (ret)
 		qemu_quit(&qemu);
 	qemu_detach(&qemu);
@@ -390,27 +394,22 @@ static void pass_on(int sig)
 		kill(qemu_pid, sig);
 }
 
-/* What incoming: is given, and for --instant the stream without RAM. */
-static int make_uri(struct restore *r, char *uri, size_t size, struct error *err)
+/* What QEMU is to load. */
+static int make_uri(struct restore *r, struct error *err)
 {
-	int fd, ret;
-
 	if (!r->instant) {
-		snprintf(uri, size, "file:%s,offset=%" PRIu64, r->file, r->generation->record.stream);
+		snprintf(r->uri, sizeof(r->uri), "file:%s,offset=%" PRIu64, r->file, r->generation->record.stream);
 		return 0;
 	}
-	fd = memfd_create("kvmsnap-stream", 0);
-	if (fd < 0)
-		return error_set(err, errno, "memfd_create: %s", strerror(errno));
-	ret = generation_stream(r->generation, r->fd, is_mapped, r, fd, err);
-	snprintf(uri, size, "file:/proc/self/fd/%d", fd);
-	return ret;
+	r->stream = memfd_create("kvmsnap-stream", 0);
+	snprintf(r->uri, sizeof(r->uri), "file:/proc/self/fd/%d", r->stream);
+	return r->stream < 0 ? error_set(err, errno, "memfd_create: %s", strerror(errno)) : 0;
 }
 
 static int run(struct restore *r, int *status, struct error *err)
 {
 	struct sigaction action = { .sa_handler = pass_on };
-	char chardev[64], uri[128];
+	char chardev[64];
 	int monitor[2], i, ret = open_file(r, err);
 
 	if (!ret && r->instant)
@@ -418,7 +417,7 @@ static int run(struct restore *r, int *status, struct error *err)
 	for (i = 0; !ret && !r->instant && r->qemu_args[i]; i++)
 		ret = add_arg(r, r->qemu_args[i], err);
 	if (!ret)
-		ret = make_uri(r, uri, sizeof(uri), err);
+		ret = make_uri(r, err);
 	if (!ret && socketpair(AF_UNIX, SOCK_STREAM, 0, monitor) < 0)
 		ret = error_set(err, errno, "socketpair: %s", strerror(errno));
 	if (ret)
@@ -452,7 +451,7 @@ static int run(struct restore *r, int *status, struct error *err)
 	sigaction(SIGHUP, &action, NULL);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);
-	ret = load(r, monitor[0], uri, r->instant ? 0 : r->channels, err);
+	ret = load(r, monitor[0], err);
 	if (!ret && r->warm)
 		warm(r);
 	if (ret)

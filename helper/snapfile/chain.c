@@ -223,11 +223,6 @@ uint64_t generation_page(const struct generation *generation, const char *name, 
 	return 0;
 }
 
-static bool is_empty(const uint8_t *bitmap, size_t bytes)
-{
-	return !bytes || (!bitmap[0] && !memcmp(bitmap, bitmap + 1, bytes - 1));
-}
-
 /* Add a part, unless it has no page. */
 static int add_part(struct snapfile *parts, const struct snap_block *part, const uint8_t *without)
 {
@@ -239,7 +234,7 @@ static int add_part(struct snapfile *parts, const struct snap_block *part, const
 		return -ENOMEM;
 	for (i = 0; i < bytes; i++)
 		bitmap[i] = part->bitmap[i] & (uint8_t)~(without ? without[i] : 0);
-	if (is_empty(bitmap, bytes)) {
+	if (snap_is_zero(bitmap, bytes)) {
 		free(bitmap);
 		return 0;
 	}

@@ -237,26 +237,32 @@ static int copy_next(struct copy *copy, const struct generation *from)
 	return ret;
 }
 
+#define RUN	256		/* pages that are read at once */
+
 /* Pages of zeros are left out: a hole, or where QEMU has zeros anyway, nothing. */
 static int copy_small(struct copy *copy, const struct generation *from, struct snap_block *block)
 {
+	static uint8_t buf[RUN][SNAP_PAGE];
 	bool blank = strstr(block->name, "vram");
-	uint64_t page, offset;
-	char buf[SNAP_PAGE];
+	uint64_t pages = block->length / SNAP_PAGE, page, offset, nr, i;
 	int ret = 0;
 
-	for (page = 0; page < block->length / SNAP_PAGE && !ret; page++) {
+	for (page = 0; page < pages && !ret; page += nr) {
+		nr = 1;
 		offset = generation_page(from, block->name, page);
 		if (!offset)
 			continue;
-		ret = snap_pread(copy->from, buf, sizeof(buf), offset);
-		if (ret)
-			break;
-		if (buf[0] || memcmp(buf, buf + 1, sizeof(buf) - 1))
-			ret = snap_pwrite(copy->to, buf, sizeof(buf), block->pages_offset + page * SNAP_PAGE);
-		else if (blank)
-			continue;
-		block->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
+		while (nr < RUN && page + nr < pages &&
+		       generation_page(from, block->name, page + nr) == offset + nr * SNAP_PAGE)
+			nr++;
+		ret = snap_pread(copy->from, buf, nr * SNAP_PAGE, offset);
+		for (i = 0; i < nr && !ret; i++) {
+			if (!snap_is_zero(buf[i], SNAP_PAGE))
+				ret = snap_pwrite(copy->to, buf[i], SNAP_PAGE, block->pages_offset + (page + i) * SNAP_PAGE);
+			else if (blank)
+				continue;
+			block->bitmap[(page + i) / 8] |= (uint8_t)(1 << (page + i) % 8);
+		}
 	}
 	return ret ? error_set(copy->err, -ret, "RAM block %s: %s", block->name, strerror(-ret)) : 0;
 }

@@ -20,6 +20,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "error.h"
 
@@ -71,6 +72,11 @@ static inline uint64_t snap_round_up(uint64_t value, uint64_t unit)
 static inline bool snap_has_page(const struct snap_block *block, uint64_t page)
 {
 	return block->bitmap[page / 8] >> page % 8 & 1;
+}
+
+static inline bool snap_is_zero(const uint8_t *bytes, size_t len)
+{
+	return !len || (!bytes[0] && !memcmp(bytes, bytes + 1, len - 1));
 }
 
 /* Compose: name the blocks first, then lay out, then write the head and the end. */

@@ -72,7 +72,7 @@ save() {	# OPTION...
 # The disk's whole life goes into the log.
 record() {
 	local data log
-	data=$(loop data 400M) log=$(loop log 3G)
+	data=$(loop data 640M) log=$(loop log 3G)
 	modprobe dm-log-writes
 	dmsetup create kvmsnap-log --table "0 $(blockdev --getsz "$data") log-writes $data $log"
 	mkfs_mount "$fs" /dev/mapper/kvmsnap-log "$snaps"
@@ -123,7 +123,7 @@ holds() {
 
 replay() {
 	local replay cow at=0 must=() points=0 looked=0 line begun=false
-	replay=$(loop replay 400M) cow=$(loop cow 64M)
+	replay=$(loop replay 640M) cow=$(loop cow 64M)
 	modprobe dm-snapshot
 	mkdir -p "$check"
 	while "$libexec/logreplay" "$dir/pl.log" "$replay" $at >"$work/entries"; do
