@@ -169,12 +169,16 @@ interrupted() {
 	grep -q interrupted "$work/error"
 }
 
-# All of the disk but some, in the middle.
+# All of the disk, in pieces: what btrfs says is free is not to be had in one.
 disk_full() {
-	fallocate -l $((($(stat -f -c '%a*%S' "$dir")) - (1 << 20))) "$dir/filler"
-	dd if=/dev/zero of="$dir/filler2" bs=64k status=none || true
+	local size n=0
+	for ((size = 1 << 30; size >= 1 << 20; size /= 2)); do
+		while fallocate -l $size "$dir/filler.$n" 2>/dev/null; do n=$((n + 1)); done
+		rm -f "$dir/filler.$n"
+	done
+	dd if=/dev/zero of="$dir/filler.$n" bs=64k status=none || true
 	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" || status=1
-	rm -f "$dir/filler" "$dir/filler2"
+	rm -f "$dir"/filler.*
 	sync -f "$dir"
 	cat "$work/error"
 	grep -q 'No space left' "$work/error"
