@@ -432,14 +432,15 @@ int cmd_receive(int argc, char **argv)
 	r.err = &err;
 	/* As much at a time as a pipe may have; it is none the worse if it can't. */
 	fcntl(STDIN_FILENO, F_SETPIPE_SZ, READER_BUFFER);
-	ret = reader_open_pipe(&r.in, STDIN_FILENO, &err);
+	ret = reader_open_pipe(&r.in, STDIN_FILENO, catch_signals(), &err);
 	if (!ret)
 		ret = receive(&r, argv[optind], force, sync);
 	if (!ret && report)
 		fprintf(stderr, "received %s: %s of pages%s in %.2f s\n", argv[optind],
 			human_bytes((double)r.written), r.direct ? "" : " (not by direct I/O)", now() - began);
 	receive_close(&r);
-	if (ret)
-		complain(&err);
-	return ret ? 1 : 0;
+	if (!ret)
+		return 0;
+	complain(&err);
+	return take_signal() ? EXIT_INTERRUPTED : 1;
 }

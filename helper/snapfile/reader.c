@@ -26,9 +26,11 @@ int snap_pread(int fd, void *buf, size_t len, uint64_t offset)
 	return 0;
 }
 
-int reader_open_pipe(struct reader *r, int fd, struct error *err)
+int reader_open_pipe(struct reader *r, int fd, const volatile sig_atomic_t *interrupted, struct error *err)
 {
-	*r = (struct reader){ .fd = fd, .err = err, .buffer = malloc(READER_BUFFER) };
+	*r = (struct reader){
+		.fd = fd, .err = err, .buffer = malloc(READER_BUFFER), .interrupted = interrupted,
+	};
 	return r->buffer ? 0 : error_set(err, ENOMEM, "out of memory");
 }
 
@@ -50,14 +52,16 @@ int reader_fail(struct reader *r, const char *what)
 /* Have something in the buffer of a pipe.  False at its end. */
 static bool fill(struct reader *r)
 {
-	ssize_t n;
+	ssize_t n = -1;
 
 	if (r->next < r->filled)
 		return true;
-	do {
+	errno = EINTR;
+	while (n < 0 && errno == EINTR && !*r->interrupted)
 		n = read(r->fd, r->buffer, READER_BUFFER);
-	} while (n < 0 && errno == EINTR);
-	if (n < 0 && !r->ret)
+	if (n < 0 && errno == EINTR)
+		r->ret = error_set(r->err, EINTR, "interrupted");
+	else if (n < 0)
 		r->ret = error_set(r->err, errno, "reading the stream: %s", strerror(errno));
 	r->next = 0;
 	r->filled = n > 0 ? (size_t)n : 0;

@@ -6,6 +6,7 @@
 #ifndef READER_H
 #define READER_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -25,10 +26,14 @@ struct reader {
 	/* Of a pipe; NULL for a file. */
 	uint8_t *buffer;
 	size_t next, filled;
+	const volatile sig_atomic_t *interrupted;
 };
 
-/* -ENOMEM, or 0; to be ended by reader_close(). */
-int reader_open_pipe(struct reader *r, int fd, struct error *err);
+/*
+ * -ENOMEM, or 0; to be ended by reader_close().  Once *@interrupted is not 0, set by a signal that ends
+ * system calls, reading fails with -EINTR.
+ */
+int reader_open_pipe(struct reader *r, int fd, const volatile sig_atomic_t *interrupted, struct error *err);
 void reader_close(struct reader *r);
 
 /* Set the error: @what is wrong at this place. */

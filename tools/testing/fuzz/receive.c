@@ -4,6 +4,8 @@
 
 #include "cli/receive.c"
 
+static const volatile sig_atomic_t never;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct receive r = { .target.fd = -1, .fd = -1 };
@@ -15,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	snprintf(path, sizeof(path), "/dev/shm/kvmsnap-fuzz-%d", (int)getpid());
 	r.err = &err;
-	if (!reader_open_pipe(&r.in, in, &err))
+	if (!reader_open_pipe(&r.in, in, &never, &err))
 		receive(&r, path, true, SYNC_NONE);
 	receive_close(&r);
 	close(in);

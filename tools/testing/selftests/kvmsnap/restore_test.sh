@@ -279,6 +279,7 @@ received() {
 }
 
 receive_fails() {
+	local signal
 	guest_kill a
 	rm -f "$dir"/snap* "$dir"/*.snap
 	guest_start a "$work_args" -m ${mem}M
@@ -304,13 +305,18 @@ receive_fails() {
 	[ "${status:-0}" = 0 ]
 	[ "$(guest_status a)" = running ]
 	guest_goes_on a
-	# Killed.
-	migrate 4000000
-	sleep 1
-	pkill -9 -x kvmsnap
-	migrated a failed
-	[ "$(guest_status a)" = running ]
-	guest_goes_on a
+	# Told to end, and killed, which leaves a file for the next to remove.
+	for signal in TERM KILL; do
+		migrate 4000000
+		sleep 1
+		[ -e "$dir/snap.partial" ]
+		pkill -$signal -x kvmsnap
+		migrated a failed
+		wait_received
+		[ $signal = KILL ] || [ ! -e "$dir/snap.partial" ]
+		[ "$(guest_status a)" = running ]
+		guest_goes_on a
+	done
 	# And then it works.
 	migrate
 	migrated a completed
