@@ -429,7 +429,10 @@ static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot,
 		memslot = id_to_memslot(__kvm_memslots(vcpu->kvm, slot >> 16), slot & 0xffff);
 	if (memslot && offset < memslot->npages)
 		hva = memslot->userspace_addr + (offset << PAGE_SHIFT);
+	/* Newer tracepoints can be preempted, and the scheduler pushes too (steal time). */
+	preempt_disable_notrace();
 	vm->ops->pushed(vm->data, vcpu->vcpu_idx, ring->dirty_index - 1, hva);
+	preempt_enable_notrace();
 
 	/* Who resets holds the lock: with it free, those that made @reset are over. */
 	smp_rmb();

@@ -5,6 +5,7 @@
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/nospec.h>
 #include <linux/poll.h>
 #include <linux/uaccess.h>
 
@@ -119,7 +120,7 @@ static long kvmsnap_ioctl(struct file *file, unsigned int number, unsigned long 
 
 	if (_IOC_NR(number) >= ARRAY_SIZE(kvmsnap_ops))
 		return -ENOTTY;
-	op = &kvmsnap_ops[_IOC_NR(number)];
+	op = &kvmsnap_ops[array_index_nospec(_IOC_NR(number), ARRAY_SIZE(kvmsnap_ops))];
 	if (number != op->number)
 		return -ENOTTY;
 

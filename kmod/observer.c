@@ -76,7 +76,11 @@ void kvmsnap_observer_pushed(struct kvmsnap_session *session, u32 vcpu, u32 inde
 	}
 	log = &observer->logs[vcpu];
 	if (!log->live) {
-		raw_spin_lock(&log->lock);
+		/* This may be the scheduler, with a run queue's lock held: no waiting. */
+		if (!raw_spin_trylock(&log->lock)) {
+			WRITE_ONCE(observer->blind, true);
+			return;
+		}
 		log->marked = index;
 		log->pushed = index;
 		/* No reset was told that covers it, however far indexes have come. */
@@ -177,18 +181,27 @@ static void kvmsnap_log_mark_open(struct kvmsnap_session *session, struct kvmsna
 	raw_spin_unlock(&log->lock);
 }
 
+#define KVMSNAP_TELL_LOOPS	1000
+
 /* Was all that a vCPU has pushed told, and all that was reset?  Called by kvm.c. */
 static int kvmsnap_observer_knows(void *data, u32 vcpu, u32 pushed, u32 reset)
 {
 	struct kvmsnap_session *session = data;
 	struct kvmsnap_observer *observer = session->ring.observer;
 	struct kvmsnap_log *log;
+	u32 i;
 
 	if (vcpu >= observer->nr_logs)
 		return pushed ? -ENODATA : 0;
 	kvmsnap_observer_settled(session, vcpu, reset);
 	log = &observer->logs[vcpu];
-	return log->live && READ_ONCE(log->pushed) != pushed ? -ENODATA : 0;
+	/* KVM counts a push before it tells of it, some hundred nanoseconds. */
+	for (i = 0; log->live && (s32)(pushed - READ_ONCE(log->pushed)) > 0; i++) {
+		if (i == KVMSNAP_TELL_LOOPS)
+			return -ENODATA;
+		cpu_relax();
+	}
+	return 0;
 }
 
 static void kvmsnap_observer_mark_all(struct kvmsnap_session *session)
@@ -200,10 +213,16 @@ static void kvmsnap_observer_mark_all(struct kvmsnap_session *session)
 /* Have the memslots changed?  All is dirty then.  0, -ESRCH or -EINTR. */
 int kvmsnap_observer_check_slots(struct kvmsnap_session *session)
 {
-	int changed = kvmsnap_vm_slots_changed(session->vm, &session->ring.batch);
+	struct kvmsnap_observer *observer = session->ring.observer;
+	int changed;
 
+	/* Who finds that they have not may rely on all that is dirty being marked. */
+	if (mutex_lock_killable(&observer->slots_lock))
+		return -EINTR;
+	changed = kvmsnap_vm_slots_changed(session->vm, &session->ring.batch);
 	if (changed > 0)
 		kvmsnap_observer_mark_all(session);
+	mutex_unlock(&observer->slots_lock);
 	return min(changed, 0);
 }
 
@@ -288,6 +307,7 @@ static int kvmsnap_observer_alloc(struct kvmsnap_session *session)
 	observer = kzalloc(sizeof(*observer), GFP_KERNEL_ACCOUNT);
 	if (!observer)
 		return -ENOMEM;
+	mutex_init(&observer->slots_lock);
 	session->ring.observer = observer;
 	/*
 	 * A ring's worth that is reset and not closed, another one pushed meanwhile, and another

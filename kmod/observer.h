@@ -2,6 +2,7 @@
 #ifndef KVMSNAP_OBSERVER_H
 #define KVMSNAP_OBSERVER_H
 
+#include <linux/mutex.h>
 #include <linux/spinlock.h>
 #include <linux/types.h>
 
@@ -42,6 +43,7 @@ struct kvmsnap_log {
  * @logs: of each vCPU, by its index
  * @nr_logs: vCPUs there were at TRACK
  * @size: entries of a log, a power of two
+ * @slots_lock: held while the memslots are looked at and, if they have changed, all is marked
  * @blind: an event was missed, or comes from a vCPU that has no log
  * @logged: host addresses of memslots that logged already: what is open there is not known
  * @nr_logged: how many
@@ -50,6 +52,7 @@ struct kvmsnap_observer {
 	struct kvmsnap_log *logs;
 	u32 nr_logs;
 	u32 size;
+	struct mutex slots_lock;
 	bool blind;
 	struct {
 		u64 start, end;

@@ -15,6 +15,7 @@
 #include <linux/eventfd.h>
 #include <linux/file.h>
 #include <linux/module.h>
+#include <linux/nospec.h>
 #include <linux/overflow.h>
 #include <linux/poll.h>
 #include <linux/sched/mm.h>
@@ -604,7 +605,7 @@ static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
 			return -EINVAL;
 		if (range.region_id >= session->nr_regions)
 			return -ENOENT;
-		region = session->regions[range.region_id];
+		region = session->regions[array_index_nospec(range.region_id, session->nr_regions)];
 		if (range.first_page >= region->nr_pages ||
 		    range.nr_pages > region->nr_pages - range.first_page)
 			return -ERANGE;
@@ -748,7 +749,7 @@ int kvmsnap_session_wait(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_wait *arg = data;
 	bool busy;
-	long left;
+	long left = 0;
 
 	if (arg->flags & ~KVMSNAP_WAIT_STAGED)
 		return -EOPNOTSUPP;
@@ -756,10 +757,11 @@ int kvmsnap_session_wait(struct kvmsnap_session *session, void *data)
 	if (arg->timeout_ns < 0)
 		left = wait_event_interruptible(session->wait,
 						!kvmsnap_session_busy(session, arg->flags));
-	else
+	else if (arg->timeout_ns > 0)
+		/* Not less than asked for: a jiffy may be all but over. */
 		left = wait_event_interruptible_timeout(session->wait,
 							!kvmsnap_session_busy(session, arg->flags),
-							nsecs_to_jiffies(arg->timeout_ns));
+							nsecs_to_jiffies(arg->timeout_ns) + 1);
 	/* Not restarted: a time-out would start anew. */
 	if (left == -ERESTARTSYS)
 		return -EINTR;
@@ -816,7 +818,7 @@ static struct kvmsnap_region *kvmsnap_session_lock_region(struct kvmsnap_session
 	err = -ENOENT;
 	if (id >= session->nr_regions)
 		goto err_unlock;
-	region = session->regions[id];
+	region = session->regions[array_index_nospec(id, session->nr_regions)];
 	err = -ERANGE;
 	if (first >= region->nr_pages || nr > region->nr_pages - first)
 		goto err_unlock;

@@ -63,8 +63,8 @@ int kvmsnap_target_check(struct file *file)
 	if (S_ISREG(inode->i_mode) &&
 	    (magic == TMPFS_MAGIC || magic == RAMFS_MAGIC || magic == HUGETLBFS_MAGIC))
 		return -EOPNOTSUPP;
-	/* Its server may keep a worker waiting, which nobody can kill. */
-	if (S_ISREG(inode->i_mode) && magic == FUSE_SUPER_MAGIC)
+	/* Its server may keep a worker waiting, which nobody can kill; overlayfs hides whose file it is. */
+	if (S_ISREG(inode->i_mode) && (magic == FUSE_SUPER_MAGIC || magic == OVERLAYFS_SUPER_MAGIC))
 		return -EOPNOTSUPP;
 	if (!(file->f_mode & FMODE_CAN_ODIRECT) || !file->f_op->write_iter)
 		return -EOPNOTSUPP;
@@ -85,7 +85,8 @@ bool kvmsnap_target_wants_stable(struct file *file)
 
 	if (S_ISBLK(inode->i_mode))
 		return bdev_stable_writes(I_BDEV(inode));
-	return kvmsnap_mapping_stable(file->f_mapping) ||
+	/* btrfs waits by itself, and may say nothing. */
+	return sb->s_magic == BTRFS_SUPER_MAGIC || kvmsnap_mapping_stable(file->f_mapping) ||
 	       (sb->s_bdev && bdev_stable_writes(sb->s_bdev));
 }
 

@@ -37,7 +37,7 @@ int ram_begin(struct ram *ram, uint32_t flags, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "%s: %s", ram->target->path ? ram->target->path : "the target",
 				 ret == -EOPNOTSUPP ?
-				 "no direct I/O to a disk there (tmpfs?); choose a file on a disk's file system or a block device" :
+				 "no direct I/O to a disk there (tmpfs, overlayfs, FUSE?); choose a file on a disk's file system or a block device" :
 				 strerror(-ret));
 	return 0;
 }

@@ -175,7 +175,7 @@ enum kvmsnap_target_flags {
  *
  * Errors: EBADF not open, or not for writing; EINVAL O_APPEND, or the alignment of @offset, or
  * both flags; EISDIR; ENXIO neither regular file nor block device; EOPNOTSUPP no direct I/O
- * there, or memory-backed (tmpfs), or FUSE; EROFS; ETXTBSY in use as swap; EBUSY a pass is
+ * there, or memory-backed (tmpfs), FUSE or overlayfs; EROFS; ETXTBSY in use as swap; EBUSY a pass is
  * running; ESRCH VM's process gone; ENODATA a flag without tracking, or without a target before;
  * in KVMSNAP_STATE_FAILED, with CURRENT, the error that led there.
  */
@@ -539,7 +539,10 @@ enum kvmsnap_track_flags {
  *
  * Observer mode wants the ring, and that logging is switched on after TRACK; slots that log
  * before are dirty at each HARVEST.  PASS_DIRTY fails with ENODATA until all of them log.
- * vCPUs that are made after TRACK make all pages dirty at each HARVEST.
+ * vCPUs that are made after TRACK make all pages dirty at each HARVEST.  From Linux 6.16 on a
+ * signal cuts KVM_RESET_DIRTY_RINGS short, and it leaves the last pages unprotected: that is
+ * noticed (all pages are dirty then), but not once another reset has followed before the vCPU
+ * made an entry.  Whoever resets the rings blocks signals meanwhile, or ends when that fails.
  *
  * Errors: ENODEV no VM bound; EALREADY tracking already; EPERM owner mode and the VM is
  * another process's; EOPNOTSUPP the VM has no dirty ring, logging leaves pages
