@@ -78,6 +78,11 @@ wrong_places() {
 	refuses "neither a file nor" save --qmp "$qmp" --output /dev/null
 	refuses "tmpfs" save --qmp "$qmp" --output /dev/shm/snap
 	[ ! -e /dev/shm/snap.partial ]
+	mkdir "$work/lower" "$dir/upper" "$dir/work" "$work/merged"
+	mount -t overlay -o "lowerdir=$work/lower,upperdir=$dir/upper,workdir=$dir/work" overlay "$work/merged"
+	refuses "overlayfs" save --qmp "$qmp" --output "$work/merged/snap"
+	umount "$work/merged"
+	rm -rf "$work/lower" "$work/merged" "$dir/upper" "$dir/work"
 	refuses "not open for writing" save --qmp "$qmp" --fd 0 </dev/null
 	refuses "appending" save --qmp "$qmp" --fd 7 7>>"$dir/x"
 	refuses "Bad file descriptor" save --qmp "$qmp" --fd 77
@@ -419,7 +424,8 @@ tracing() {
 	small=$(jq .written_bytes "$work/out")
 	echo "submitted $submitted completed $completed reported $small"
 	[ "$submitted" = "$completed" ]
-	[ "$submitted" -le "$small" ] && [ "$submitted" -ge $((small - (1 << 20))) ]
+	[ "$submitted" -le "$small" ]
+	[ "$submitted" -ge $((small - (1 << 20))) ]
 	perf script -i "$work/perf.data" 2>/dev/null | "$libexec/write-histograms" >"$work/out"
 	cat "$work/out"
 	grep -q 'latency' "$work/out" && grep -q 'size' "$work/out"

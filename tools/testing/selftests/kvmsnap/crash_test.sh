@@ -90,14 +90,23 @@ runs_on() {
 }
 
 round() {
-	local operation=${operations[RANDOM % ${#operations[@]}]} whom=${victims[RANDOM % ${#victims[@]}]} us
+	local operation=${operations[RANDOM % ${#operations[@]}]} whom=${victims[RANDOM % ${#victims[@]}]} us n file
 	us=$((RANDOM * RANDOM % 1200000))
 	echo "# $SECONDS s: $operation, $whom killed after $us us" >&3
 	[ -e "$work/a.pid" ] || start
 	rm -rf "$dir/points"
+	# Followed from here on, for these to go on from it.
+	case $operation in append | incremental | compact) rm -f "$dir"/*.snap ;; esac
 	if [ ! -e "$dir/first.snap" ] || [ "$(stat -c %b "$dir/first.snap")" -gt 1000000 ]; then
 		rm -f "$dir"/*.snap
 		kvmsnap save --qmp "$work/a.qmp" --incremental --output "$dir/first.snap" --checksum --quiet --sync data
+	fi
+	if [ $operation = compact ]; then
+		for n in 1 2; do
+			kvmsnap save --qmp "$work/a.qmp" --incremental --output "$dir/first.snap" --checksum --quiet --sync data
+		done
+		# Who appends has it to himself.
+		keepers_end
 	fi
 	rm -f "$dir/next.snap"
 	generations >"$work/before"
@@ -114,7 +123,9 @@ round() {
 	let_go
 	if [ -e "$dir/points" ]; then
 		kvmsnap list "$dir/points" >/dev/null
-		find "$dir/points" -name '*.snap' -exec kvmsnap verify {} ';'
+		for file in "$dir/points"/*.snap; do
+			[ ! -e "$file" ] || kvmsnap verify "$file"
+		done
 	fi
 	generations >"$work/after"
 	# All that there was is there, but what was to be replaced or dropped.

@@ -149,7 +149,8 @@ failing_between() {
 	[ "$(guest_status a)" = running ]
 	guest_goes_on a
 	kvmsnap verify "$(where 1)"
-	[ ! -e "$dir/vm-2.snap.partial" ] && { [ $content = appended ] || [ ! -e "$(where 2)" ]; }
+	[ ! -e "$dir/vm-2.snap.partial" ]
+	[ $content = appended ] || [ ! -e "$(where 2)" ]
 	incremental 3
 	[ "$(jq -r .content "$work/report.3")" = $content ]
 	jq -e --slurpfile first "$work/report.1" '.written_bytes < $first[0].written_bytes / 3' "$work/report.3"
@@ -214,6 +215,7 @@ keeper_killed() {
 # business, who has something left to undo.
 another_qemu() {
 	local saver
+	trap 'pkill -CONT -x kvmsnap-guard || true; guest_kill a' EXIT
 	start -m ${mem}M
 	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)"
 	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 2)" &
@@ -246,7 +248,8 @@ checkpoints() {
 	guest_goes_on a
 	kvmsnap list "$dir"
 	nr=$(kvmsnap list --json "$dir" | jq length)
-	[ "$nr" -ge $keep ] && [ "$nr" -lt $((2 * keep)) ]
+	[ "$nr" -ge $keep ]
+	[ "$nr" -lt $((2 * keep)) ]
 	[ "$(kvmsnap list --json "$dir" | jq '.[-1].generation')" = $count ]
 	[ $content = clone ] || [ "$(find "$dir" -name '*.snap' | wc -l)" = 1 ]
 	guest_kill a
@@ -281,7 +284,7 @@ one_damaged() {
 	! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
 	cat "$work/error"
 	grep -q 'generation 2: not a whole mapped-ram file' "$work/error"
-	! grep -q 'generation [13]:' "$work/error"
+	! grep -q 'generation [13]:' "$work/error" || return 1
 	kvmsnap verify --generation 3 "$(where 2)" | grep 'all as their checksums say'
 	! kvmsnap list --json "$(where 2)" >"$work/list" || return 1
 	jq -e '[.[] | has("error")] == [false, true, false]' "$work/list"
@@ -355,7 +358,7 @@ damaged() {
 		flip "$(where 2)" $((at + 20))
 		! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
 		grep -q "behind generation 1, at offset $at, lies a record that is not whole" "$work/error"
-		! kvmsnap compact --keep 1 "$(where 2)"
+		! kvmsnap compact --keep 1 "$(where 2)" || return 1
 		flip "$(where 2)" $((at + 20))
 		one_damaged
 		truncate -s -8192 "$(where 2)"
@@ -393,9 +396,9 @@ usage_errors() {
 		[ "${PIPESTATUS[0]}" = 2 ] || [ $? = 2 ]
 		grep -q '^usage: kvmsnap' "$work/error"
 	done
-	! kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error"
+	! kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error" || return 1
 	grep -q 'QMP socket /nowhere' "$work/error"
-	! flock "$dir/.vm.lock" kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error"
+	! flock "$dir/.vm.lock" kvmsnap checkpoint --qmp /nowhere --dir "$dir" 2>"$work/error" || return 1
 	grep -q 'another kvmsnap checkpoint' "$work/error"
 }
 

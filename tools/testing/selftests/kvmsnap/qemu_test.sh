@@ -34,14 +34,11 @@ round_trip() {
 }
 
 with_hugetlb() {
+	trap 'guest_kill a; guest_kill b; umount /dev/hugepages; echo 0 >/proc/sys/vm/nr_hugepages' EXIT
 	echo $((mem / 2 + 8)) >/proc/sys/vm/nr_hugepages
 	mkdir -p /dev/hugepages
 	mount -t hugetlbfs hugetlbfs /dev/hugepages
-	local status=0
-	round_trip "$@" || status=$?
-	umount /dev/hugepages
-	echo 0 >/proc/sys/vm/nr_hugepages
-	return $status
+	round_trip "$@"
 }
 
 backend() {	# backend KIND,OPTIONS...: as the machine's RAM

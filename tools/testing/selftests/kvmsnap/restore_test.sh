@@ -278,6 +278,17 @@ received() {
 	ends b
 }
 
+# The file is there, and the stream takes 20 s and more.
+receiving() {
+	local i
+	for i in $(seq 100); do
+		[ ! -e "$dir/snap.partial" ] || break
+		sleep 0.1
+	done
+	sleep 0.5
+	[ -e "$dir/snap.partial" ]
+}
+
 receive_fails() {
 	local signal
 	guest_kill a
@@ -286,13 +297,13 @@ receive_fails() {
 	guest_goes_on a
 	# Cancelled.
 	migrate 4000000
-	sleep 1.5
-	[ -e "$dir/snap.partial" ]
+	receiving
 	qmp a '{"execute":"migrate_cancel"}' >/dev/null
 	migrated a cancelled
 	wait_received
 	grep -q 'ends too early' "$work/received"
-	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	[ ! -e "$dir/snap" ]
+	[ ! -e "$dir/snap.partial" ]
 	guest_goes_on a
 	# No room.
 	fallocate -l $((($(stat -f -c '%a*%S' "$dir")) - (20 << 20))) "$dir/filler"
@@ -301,15 +312,15 @@ receive_fails() {
 	rm -f "$dir/filler"
 	wait_received
 	grep -q 'No space left' "$work/received"
-	[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+	[ ! -e "$dir/snap" ]
+	[ ! -e "$dir/snap.partial" ]
 	[ "${status:-0}" = 0 ]
 	[ "$(guest_status a)" = running ]
 	guest_goes_on a
 	# Told to end, and killed, which leaves a file for the next to remove.
 	for signal in TERM KILL; do
 		migrate 4000000
-		sleep 1
-		[ -e "$dir/snap.partial" ]
+		receiving
 		pkill -$signal -x kvmsnap
 		migrated a failed
 		wait_received
@@ -337,10 +348,11 @@ cut_streams() {
 	size=$(stat -c %s "$dir/stream")
 	for at in 0 1 4 8 9 20 40 100 $((size / 3)) $((size / 2)) $((size - 60000)) $((size - 3000)) $((size - 6)) $((size - 1)); do
 		! head -c "$at" "$dir/stream" | kvmsnap receive "$dir/snap" 2>"$work/error" || return 1
-		[ ! -e "$dir/snap" ] && [ ! -e "$dir/snap.partial" ]
+		[ ! -e "$dir/snap" ]
+		[ ! -e "$dir/snap.partial" ]
 	done
-	! kvmsnap receive "$dir/snap" </dev/urandom 2>"$work/error"
-	! { cat "$dir/stream"; echo more; } | kvmsnap receive "$dir/snap" 2>"$work/error"
+	! kvmsnap receive "$dir/snap" </dev/urandom 2>"$work/error" || return 1
+	! { cat "$dir/stream"; echo more; } | kvmsnap receive "$dir/snap" 2>"$work/error" || return 1
 	kvmsnap receive "$dir/snap" <"$dir/stream"
 	kvmsnap verify "$dir/snap"
 	rm -f "$dir/stream"
