@@ -28,7 +28,7 @@ help:
 	@echo '  test-debug        on a kernel with KASAN, lockdep and the like, built on the first use; TESTS="names"'
 	@echo '  fuzz              the parsers of files and streams, with libFuzzer; TIME=60 seconds each'
 	@echo '  fuzz-ioctls       hostile VMMs on the debug kernel, guided by KCOV; COUNT=1000000'
-	@echo '  lint              checkpatch, sparse, coccicheck, gcc, clang, cppcheck, shellcheck; CHECKS="names"'
+	@echo '  lint              checkpatch, sparse, coccicheck, gcc, clang, cppcheck, shellcheck and our own; CHECKS="names"'
 	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
 

@@ -141,7 +141,8 @@ replay() {
 		[ $((points % 10)) != 0 ] || echo "# $points flushes, $looked generations, $SECONDS s" >&3
 	done
 	echo "# $points flushes, $looked generations compared" >&3
-	[ "${#must[@]}" = 4 ] && [ $points -gt 10 ]
+	[ "${#must[@]}" = 4 ]
+	[ $points -gt 10 ]
 }
 
 tap_case "recorded" record
