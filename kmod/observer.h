@@ -52,7 +52,7 @@ struct kvmsnap_observer {
 	struct kvmsnap_log *logs;
 	u32 nr_logs;
 	u32 size;
-	struct mutex slots_lock;
+	struct mutex slots_lock;	/* look at memslots, mark */
 	bool blind;
 	struct {
 		u64 start, end;

@@ -63,7 +63,10 @@ int kvmsnap_target_check(struct file *file)
 	if (S_ISREG(inode->i_mode) &&
 	    (magic == TMPFS_MAGIC || magic == RAMFS_MAGIC || magic == HUGETLBFS_MAGIC))
 		return -EOPNOTSUPP;
-	/* Its server may keep a worker waiting, which nobody can kill; overlayfs hides whose file it is. */
+	/*
+	 * Its server may keep a worker waiting, which nobody can kill; overlayfs hides whose file
+	 * it is.
+	 */
 	if (S_ISREG(inode->i_mode) && (magic == FUSE_SUPER_MAGIC || magic == OVERLAYFS_SUPER_MAGIC))
 		return -EOPNOTSUPP;
 	if (!(file->f_mode & FMODE_CAN_ODIRECT) || !file->f_op->write_iter)

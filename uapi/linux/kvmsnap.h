@@ -175,9 +175,9 @@ enum kvmsnap_target_flags {
  *
  * Errors: EBADF not open, or not for writing; EINVAL O_APPEND, or the alignment of @offset, or
  * both flags; EISDIR; ENXIO neither regular file nor block device; EOPNOTSUPP no direct I/O
- * there, or memory-backed (tmpfs), FUSE or overlayfs; EROFS; ETXTBSY in use as swap; EBUSY a pass is
- * running; ESRCH VM's process gone; ENODATA a flag without tracking, or without a target before;
- * in KVMSNAP_STATE_FAILED, with CURRENT, the error that led there.
+ * there, or memory-backed (tmpfs), FUSE or overlayfs; EROFS; ETXTBSY in use as swap; EBUSY a
+ * pass is running; ESRCH VM's process gone; ENODATA a flag without tracking, or without a target
+ * before; in KVMSNAP_STATE_FAILED, with CURRENT, the error that led there.
  */
 struct kvmsnap_set_target {
 	__u32 size;
