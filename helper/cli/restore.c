@@ -398,12 +398,14 @@ static void pass_on(int sig)
 static int make_uri(struct restore *r, struct error *err)
 {
 	if (!r->instant) {
-		snprintf(r->uri, sizeof(r->uri), "file:%s,offset=%" PRIu64, r->file, r->generation->record.stream);
+		file_incoming(r->uri, sizeof(r->uri), r->file, &r->generation->record);
 		return 0;
 	}
 	r->stream = memfd_create("kvmsnap-stream", 0);
+	if (r->stream < 0)
+		return error_set(err, errno, "memfd_create: %s", strerror(errno));
 	snprintf(r->uri, sizeof(r->uri), "file:/proc/self/fd/%d", r->stream);
-	return r->stream < 0 ? error_set(err, errno, "memfd_create: %s", strerror(errno)) : 0;
+	return 0;
 }
 
 static int run(struct restore *r, int *status, struct error *err)

@@ -52,16 +52,18 @@ int reader_fail(struct reader *r, const char *what)
 /* Have something in the buffer of a pipe.  False at its end. */
 static bool fill(struct reader *r)
 {
-	ssize_t n = -1;
+	ssize_t n;
 
 	if (r->next < r->filled)
 		return true;
-	errno = EINTR;
-	while (n < 0 && errno == EINTR && !*r->interrupted)
+	do {
+		if (*r->interrupted) {
+			r->ret = error_set(r->err, EINTR, "interrupted");
+			return false;
+		}
 		n = read(r->fd, r->buffer, READER_BUFFER);
-	if (n < 0 && errno == EINTR)
-		r->ret = error_set(r->err, EINTR, "interrupted");
-	else if (n < 0)
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
 		r->ret = error_set(r->err, errno, "reading the stream: %s", strerror(errno));
 	r->next = 0;
 	r->filled = n > 0 ? (size_t)n : 0;

@@ -89,8 +89,12 @@ runs_on() {
 	guest_goes_on a
 }
 
+add_generation() {
+	kvmsnap save --qmp "$work/a.qmp" --incremental --output "$dir/first.snap" --checksum --quiet --sync data
+}
+
 round() {
-	local operation=${operations[RANDOM % ${#operations[@]}]} whom=${victims[RANDOM % ${#victims[@]}]} us n file
+	local operation=${operations[RANDOM % ${#operations[@]}]} whom=${victims[RANDOM % ${#victims[@]}]} us file
 	us=$((RANDOM * RANDOM % 1200000))
 	echo "# $SECONDS s: $operation, $whom killed after $us us" >&3
 	[ -e "$work/a.pid" ] || start
@@ -99,12 +103,11 @@ round() {
 	case $operation in append | incremental | compact) rm -f "$dir"/*.snap ;; esac
 	if [ ! -e "$dir/first.snap" ] || [ "$(stat -c %b "$dir/first.snap")" -gt 1000000 ]; then
 		rm -f "$dir"/*.snap
-		kvmsnap save --qmp "$work/a.qmp" --incremental --output "$dir/first.snap" --checksum --quiet --sync data
+		add_generation
 	fi
 	if [ $operation = compact ]; then
-		for n in 1 2; do
-			kvmsnap save --qmp "$work/a.qmp" --incremental --output "$dir/first.snap" --checksum --quiet --sync data
-		done
+		add_generation
+		add_generation
 		# Who appends has it to himself.
 		keepers_end
 	fi
