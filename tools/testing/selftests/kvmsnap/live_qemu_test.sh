@@ -289,8 +289,9 @@ begin_save() {
 signalled() {
 	local saver
 	begin_save "$dir/snap"
+	# A killed one does not stay stopped, and may be gone.
 	kill -"$1" $saver
-	kill -CONT $saver
+	[ "$1" = KILL ] || kill -CONT $saver
 	! wait $saver || return 1
 	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
 }

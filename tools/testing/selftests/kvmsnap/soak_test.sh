@@ -71,22 +71,22 @@ chaos() {
 		[ "$what" -ge 6 ] || sleep $((ms / 1000)).$(printf %03d $((ms % 1000)))
 		case $what in
 		0 | 1 | 2)
-			kill -INT $pid
+			kill -INT $pid || true
 			echo interrupt
 			;;
 		3 | 4)
-			kill -9 $pid
+			kill -9 $pid || true
 			echo kill
 			;;
 		5)
 			guest_kill "$1"
-			wait $pid
+			wait $pid || true
 			start "$1" || echo "guest $1 did not start" >>"$work/trouble"
 			echo restart
 			;;
 		*) echo save ;;
 		esac >>"$work/did.$1" 2>/dev/null
-		wait $pid 2>/dev/null
+		wait $pid 2>/dev/null || true
 	done
 }
 
