@@ -26,7 +26,7 @@ help:
 	@echo '  test-kernels      all tests on each kernel, with QEMU 10.0 and the backported one between them'
 	@echo '  test-sanitized    the command under ASan and UBSan, and some of it under valgrind'
 	@echo '  test-debug        on a kernel with KASAN, lockdep and the like, built on the first use; TESTS="names"'
-	@echo '  fuzz              the parsers of files and streams, with libFuzzer; TIME=60 seconds each'
+	@echo '  fuzz              the parsers of files, streams and QMP, with libFuzzer; TIME=60 seconds each, TESTS="names"'
 	@echo '  fuzz-ioctls       hostile VMMs on the debug kernel, guided by KCOV; COUNT=1000000'
 	@echo '  lint              checkpatch, sparse, coccicheck, gcc, clang, cppcheck, shellcheck and our own; CHECKS="names"'
 	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
@@ -110,7 +110,7 @@ lint:
 	tools/testing/lint $(CHECKS)
 
 fuzz:
-	tools/testing/fuzz/run $(TIME)
+	tools/testing/fuzz/run $(or $(TIME),60) $(TESTS)
 
 bench:
 	tools/testing/bench/bench $(PARTS)

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,7 +80,7 @@ static int check_migration(struct qemu *qemu, struct error *err)
 	status = json_string_value(json_object_get(result, "status"));
 	if (json_array_size(reasons)) {
 		ret = error_set(err, EOPNOTSUPP, "QEMU says that this VM can't be saved: %s",
-				json_string_value(json_array_get(reasons, 0)));
+				json_string_value(json_array_get(reasons, 0)) ?: "?");
 	} else if (status) {
 		ret = -EBUSY;
 		for (i = 0; i < sizeof(over) / sizeof(*over); i++)
@@ -480,6 +481,7 @@ int qemu_open_devices(struct qemu *qemu, struct error *err)
 	int mem = memfd_create("kvmsnap-devices", MFD_CLOEXEC), fd, ret;
 	char path[64];
 	json_t *result;
+	long long fdset;
 
 	if (mem < 0)
 		return error_set(err, errno, "memfd_create: %s", strerror(errno));
@@ -497,9 +499,14 @@ int qemu_open_devices(struct qemu *qemu, struct error *err)
 		close(mem);
 		return -EIO;
 	}
-	qemu->devices = mem;
-	qemu->fdset = json_integer_value(json_object_get(result, "fdset-id")) + 1;
+	fdset = json_integer_value(json_object_get(result, "fdset-id"));
 	json_decref(result);
+	if (fdset < 0 || fdset == LLONG_MAX) {
+		close(mem);
+		return error_set(err, EPROTO, "QMP: QEMU has a descriptor set %lld", fdset);
+	}
+	qemu->devices = mem;
+	qemu->fdset = fdset + 1;
 	return 0;
 }
 
