@@ -118,11 +118,12 @@ static bool serve(struct keeper *keeper, int client)
 	struct error err = { "" };
 	struct request request;
 	struct reply reply = { getpid(), -1 };
-	int ret = receive(client, &request), sig;
+	int ret = receive(client, &request), sig = take_signal();
 
+	if (sig && sig != SIGINT)
+		return false;
 	if (ret || write(client, &reply, sizeof(reply)) < 0)
 		return true;
-	take_signal();
 	keeper->opt = request.opt;
 	keeper->opt.qmp = keeper->qmp;
 	memcpy(keeper->output, request.output, sizeof(keeper->output));
@@ -172,7 +173,7 @@ static void keep(const char *qmp, int listener)
 			{ .fd = keeper.open ? keeper.saver.qemu.qmp.fd : -1, .events = POLLIN },
 		};
 
-		if (poll(fds, 2, -1) < 0)
+		if (poll_signals(fds, 2) < 0)
 			continue;
 		if (fds[1].revents) {
 			qemu_drain(&keeper.saver.qemu);
@@ -302,16 +303,16 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	interrupted = catch_signals();
 	ret = send_request(server, &request);
 	while (!ret && reply.status < 0) {
-		n = read(server, &reply, sizeof(reply));
-		if (n == sizeof(reply))
-			continue;
-		if (n < 0 && errno == EINTR) {
-			/* Its save is to be interrupted, not its life: it takes the signal for ours. */
-			if (*interrupted && reply.pid)
-				kill(reply.pid, SIGINT);
-			continue;
+		/* Its save is to be interrupted, not its life: it takes the signal for ours. */
+		if (reply.pid && *interrupted) {
+			take_signal();
+			kill(reply.pid, SIGINT);
 		}
-		ret = -EPIPE;
+		if (reply.pid && poll_signals(&(struct pollfd){ .fd = server, .events = POLLIN }, 1) < 0)
+			continue;
+		n = read(server, &reply, sizeof(reply));
+		if (n != sizeof(reply) && !(n < 0 && errno == EINTR))
+			ret = -EPIPE;
 	}
 	close(server);
 	if (ret) {

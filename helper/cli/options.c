@@ -44,6 +44,24 @@ int take_signal(void)
 	return sig;
 }
 
+int poll_signals(struct pollfd *fds, nfds_t n)
+{
+	sigset_t ours, before;
+	int ret = -1;
+
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGINT);
+	sigaddset(&ours, SIGTERM);
+	sigaddset(&ours, SIGHUP);
+	sigprocmask(SIG_BLOCK, &ours, &before);
+	if (interrupted)
+		errno = EINTR;
+	else
+		ret = ppoll(fds, n, NULL, &before);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return ret;
+}
+
 double parse_time(const char *text)
 {
 	char *end;

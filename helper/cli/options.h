@@ -4,6 +4,7 @@
 #define OPTIONS_H
 
 #include <getopt.h>
+#include <poll.h>
 
 #include "saver.h"
 
@@ -62,6 +63,9 @@ const volatile sig_atomic_t *catch_signals(void);
 
 /* The signal that came, 0 for none; and forget it. */
 int take_signal(void);
+
+/* poll() without a limit that these signals end, with EINTR, also when one came just before. */
+int poll_signals(struct pollfd *fds, nfds_t n);
 
 /* "none", "data" or "full".  0, or -EINVAL. */
 int parse_sync(const char *text, enum sync *sync);
