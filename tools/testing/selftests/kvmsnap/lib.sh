@@ -26,8 +26,10 @@ guest_release() {
 	esac
 }
 
+# Unpacked, which starts sooner.  GUEST_PACKED: as it is packaged, which then chooses where it lies (KASLR).
 guest_kernel() {
-	local k=/lib/modules/$(guest_release)/vmlinuz
+	local k=/boot/vmlinux-$(guest_release)
+	[ -z "${GUEST_PACKED:-}" ] || k=/lib/modules/$(guest_release)/vmlinuz
 	[ -e "$k" ] || k=/boot/vmlinuz-$(guest_release)
 	echo "$k"
 }

@@ -375,7 +375,7 @@ pmem() {
 
 # A core's bytes and registers are QEMU's, and gdb finds the kernel's own words where the kernel says.
 exported() {
-	local mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m 192M) banner n
+	local GUEST_PACKED=1 mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m 192M) banner n
 	guest_kill_all
 	rm -f "$dir"/snap* "$dir"/*.snap "$dir"/pmem*
 	guest_start a "$work_args symbol=linux_banner" "${args[@]}"
