@@ -318,4 +318,43 @@ TEST(block_device)
 	setup_close(&s);
 }
 
+#define CGROUP	"/sys/fs/cgroup/kvmsnap-io"
+
+/* What the test's cgroup has written, in bytes, to the device where that is most. */
+static unsigned long cgroup_written(void)
+{
+	FILE *f = fopen(CGROUP "/io.stat", "r");
+	unsigned long bytes, most = 0;
+	char line[512], *at;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		at = strstr(line, "wbytes=");
+		bytes = at ? strtoul(at + strlen("wbytes="), NULL, 10) : 0;
+		most = bytes > most ? bytes : most;
+	}
+	if (f)
+		fclose(f);
+	return most;
+}
+
+/* Writes are charged to the cgroup in which the session was opened. */
+TEST(charged_to_the_opener)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	struct setup s;
+
+	if (!dm)
+		SKIP(return, "no device-mapper device");
+	ASSERT_EQ(0, run("echo +io >/sys/fs/cgroup/cgroup.subtree_control && mkdir " CGROUP " && "
+			 "echo %d >" CGROUP "/cgroup.procs", getpid()));
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, dm_open(dm), 0));
+	ASSERT_EQ(0, run("echo %d >/sys/fs/cgroup/cgroup.procs", getpid()));
+	fill_pages(s.mem, 16 * MIB / PAGE, 17);
+	EXPECT_GT(MIB, cgroup_written());
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_LE(16 * MIB, cgroup_written());
+	setup_close(&s);
+	EXPECT_EQ(0, run("rmdir " CGROUP));
+}
+
 TEST_HARNESS_MAIN
