@@ -99,7 +99,7 @@ static void wait_until(struct checkpoint *c, double when)
 	while (now() < when && !*c->interrupted && !c->saver.qemu.qmp.lost) {
 		int ms = (int)((when - now()) * 1e3) + 1;
 
-		if (poll(&pfd, 1, ms) > 0)
+		if (poll_signals(&pfd, 1, ms) > 0)
 			qemu_drain(&c->saver.qemu);
 	}
 }
@@ -161,6 +161,7 @@ static int checkpoints(struct checkpoint *c, struct error *err)
 	for (next = now(); !ret && !*c->interrupted; next += c->every) {
 		if (next < now())
 			next = now();
+		saver_look_ahead(&c->saver);
 		wait_until(c, next);
 		if (*c->interrupted || c->saver.qemu.qmp.lost)
 			break;

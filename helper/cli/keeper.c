@@ -156,7 +156,10 @@ static bool serve(struct keeper *keeper, int client)
 	send(client, &reply, sizeof(reply), MSG_NOSIGNAL);
 	dup2(STDIN_FILENO, STDOUT_FILENO);
 	dup2(STDIN_FILENO, STDERR_FILENO);
-	return keeper->open && (ret || !request.last) && (!sig || sig == SIGINT);
+	if (!keeper->open || (!ret && request.last) || (sig && sig != SIGINT))
+		return false;
+	saver_look_ahead(&keeper->saver);
+	return true;
 }
 
 /* Wait for clients, as long as there is a QEMU. */
@@ -173,7 +176,7 @@ static void keep(const char *qmp, int listener)
 			{ .fd = keeper.open ? keeper.saver.qemu.qmp.fd : -1, .events = POLLIN },
 		};
 
-		if (poll_signals(fds, 2) < 0)
+		if (poll_signals(fds, 2, -1) < 0)
 			continue;
 		if (fds[1].revents) {
 			qemu_drain(&keeper.saver.qemu);
@@ -308,7 +311,7 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 			take_signal();
 			kill(reply.pid, SIGINT);
 		}
-		if (reply.pid && poll_signals(&(struct pollfd){ .fd = server, .events = POLLIN }, 1) < 0)
+		if (reply.pid && poll_signals(&(struct pollfd){ .fd = server, .events = POLLIN }, 1, -1) < 0)
 			continue;
 		n = read(server, &reply, sizeof(reply));
 		if (n != sizeof(reply) && !(n < 0 && errno == EINTR))

@@ -44,8 +44,9 @@ int take_signal(void)
 	return sig;
 }
 
-int poll_signals(struct pollfd *fds, nfds_t n)
+int poll_signals(struct pollfd *fds, nfds_t n, int ms)
 {
+	struct timespec limit = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L };
 	sigset_t ours, before;
 	int ret = -1;
 
@@ -57,7 +58,7 @@ int poll_signals(struct pollfd *fds, nfds_t n)
 	if (interrupted)
 		errno = EINTR;
 	else
-		ret = ppoll(fds, n, NULL, &before);
+		ret = ppoll(fds, n, ms < 0 ? NULL : &limit, &before);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return ret;
 }

@@ -64,8 +64,8 @@ const volatile sig_atomic_t *catch_signals(void);
 /* The signal that came, 0 for none; and forget it. */
 int take_signal(void);
 
-/* poll() without a limit that these signals end, with EINTR, also when one came just before. */
-int poll_signals(struct pollfd *fds, nfds_t n);
+/* poll() that these signals end, with EINTR, also when one came just before. */
+int poll_signals(struct pollfd *fds, nfds_t n, int ms);
 
 /* "none", "data" or "full".  0, or -EINVAL. */
 int parse_sync(const char *text, enum sync *sync);

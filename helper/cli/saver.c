@@ -268,11 +268,19 @@ static int write_rest(struct saver *saver, struct error *err)
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
 }
 
+static void close_ahead(struct saver *saver)
+{
+	if (saver->ahead >= 0)
+		close(saver->ahead);
+	saver->ahead = -1;
+}
+
 /* Nothing follows what there was, and that is why. */
 static void forget_last(struct saver *saver, const char *why)
 {
 	saver->why = why;
 	chain_free(&saver->chain);
+	close_ahead(saver);
 	if (saver->last >= 0)
 		close(saver->last);
 	saver->last = -1;
@@ -300,6 +308,21 @@ static int open_appended(struct saver *saver, struct error *err)
 	return target_append(&round->target, saver->last_path, saver->last, saver->chain.end, err);
 }
 
+/* The target begins as the last generation. */
+static int clone_last(struct saver *saver, struct error *err)
+{
+	struct target *target = &saver->round.target;
+	int ret = -EOPNOTSUPP;
+
+	if (saver->chain.nr)
+		return ret;
+	if (saver->ahead >= 0)
+		ret = target_take(target, saver->ahead, saver->snap.ram_end, err);
+	if (!ret)
+		saver->ahead = -1;
+	return ret == -EOPNOTSUPP ? target_clone(target, saver->last, saver->snap.ram_end, err) : ret;
+}
+
 /* Open what the generation goes to. */
 static int open_target(struct saver *saver, const char *path, int fd, struct error *err)
 {
@@ -322,8 +345,7 @@ static int open_target(struct saver *saver, const char *path, int fd, struct err
 				 path, round->why ? ", because " : "", round->why ? round->why : "");
 	if (ret || saver->last < 0)
 		return ret;
-	ret = saver->chain.nr ? -EOPNOTSUPP :
-	      target_clone(&round->target, saver->last, saver->snap.ram_end, err);
+	ret = clone_last(saver, err);
 	if (ret != -EOPNOTSUPP) {
 		round->content = CONTENT_CLONE;
 		return ret;
@@ -625,6 +647,7 @@ static int save_round(struct saver *saver, struct error *err)
 
 static void set_last(struct saver *saver, const char *path, int fd)
 {
+	close_ahead(saver);
 	if (saver->last >= 0)
 		close(saver->last);
 	saver->last = fcntl(fd, F_DUPFD_CLOEXEC, 3);
@@ -640,6 +663,12 @@ int saver_moved(struct saver *saver, const char *path, int fd, struct error *err
 	chain_free(&saver->chain);
 	set_last(saver, path, fd);
 	return load_chain(saver, err);
+}
+
+void saver_look_ahead(struct saver *saver)
+{
+	if (saver->ahead < 0 && saver->last >= 0 && saver->last_path && !saver->chain.nr && !saver->renew)
+		saver->ahead = target_clone_ahead(saver->last_path, saver->last, saver->snap.ram_end);
 }
 
 /* What was saved is what the next one follows. */
@@ -771,6 +800,7 @@ int saver_open(struct saver *saver, const struct save_options *opt,
 
 	*saver = (struct saver){
 		.opt = opt, .interrupted = interrupted, .guardian.fd = -1, .qemu.qmp.fd = -1, .last = -1,
+		.ahead = -1,
 		.round = { .target.fd = -1, .devices = -1 }, .ram = { .session = -1, .vm_fd = -1 },
 	};
 	ret = qemu_attach(&saver->qemu, opt->qmp, opt->pid, err);

@@ -90,6 +90,7 @@ struct saver {
 	uint64_t generation;		/* its number; 0 before the first */
 	int last;			/* its file, -1 for none that another could follow */
 	char *last_path;
+	int ahead;			/* what the next one begins with, if that is made already; -1 */
 	struct chain chain;		/* of that file, once generations are appended to it */
 	bool astray;			/* the session's target is another: a round has failed since */
 	bool renew;			/* the session is of no use any more */
@@ -109,6 +110,9 @@ int saver_round(struct saver *saver, const char *path, int fd, struct error *err
 
 /* All that the last generation's file has is now in the file @fd, called @path. */
 int saver_moved(struct saver *saver, const char *path, int fd, struct error *err);
+
+/* When there is time: get ready what the next generation begins with, so that it need not wait for that. */
+void saver_look_ahead(struct saver *saver);
 
 /* Print what saver_round() has done, to stdout, as the options say. */
 void saver_report(const struct saver *saver);

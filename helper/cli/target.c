@@ -187,6 +187,45 @@ int target_clone(struct target *target, int from, uint64_t bytes, struct error *
 			 strerror(errno)) : 0;
 }
 
+int target_clone_ahead(const char *path, int from, uint64_t bytes)
+{
+	char *copy = strdup(path);
+	int fd = copy ? open(dirname(copy), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) : -1;
+
+	free(copy);
+	/* Locked like any file that a save writes. */
+	if (fd >= 0 && (ioctl(fd, FICLONE, from) < 0 || ftruncate(fd, (off_t)bytes) < 0 ||
+			flock(fd, LOCK_EX | LOCK_NB) < 0)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
+int target_take(struct target *target, int ahead, uint64_t bytes, struct error *err)
+{
+	struct stat opened, taken;
+	char proc[32];
+	int ret;
+
+	if (!target->partial || fstat(target->fd, &opened) < 0 || fstat(ahead, &taken) < 0 ||
+	    opened.st_dev != taken.st_dev)
+		return -EOPNOTSUPP;
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", ahead);
+	if (unlink(target->partial) < 0 ||
+	    linkat(AT_FDCWD, proc, AT_FDCWD, target->partial, AT_SYMLINK_FOLLOW) < 0) {
+		ret = error_set(err, errno, "%s: %s", target->partial, strerror(errno));
+		/* What has the name now is another's. */
+		free(target->partial);
+		target->partial = NULL;
+		return ret;
+	}
+	close(target->fd);
+	target->fd = ahead;
+	target->size = bytes;
+	return 0;
+}
+
 uint64_t target_room(const struct target *target)
 {
 	uint64_t bytes = 0;

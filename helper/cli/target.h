@@ -62,6 +62,18 @@ int target_append(struct target *target, const char *path, int fd, uint64_t base
  */
 int target_clone(struct target *target, int from, uint64_t bytes, struct error *err);
 
+/*
+ * The same ahead of time, which takes long where a file has many pieces: in a new file without a name, beside
+ * @path.  Its descriptor, or -1 if that can't be had.  It goes when it is closed.
+ */
+int target_clone_ahead(const char *path, int from, uint64_t bytes);
+
+/*
+ * Have a target that was just opened be the file @ahead of that, which it takes over.  -EOPNOTSUPP, without
+ * @err, when they are not on the same file system.
+ */
+int target_take(struct target *target, int ahead, uint64_t bytes, struct error *err);
+
 /* Make room for @bytes, a multiple of 4096, those that are new reading as zeros. */
 int target_size(struct target *target, uint64_t bytes, struct error *err);
 

@@ -63,14 +63,14 @@ static double now(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-static void print_report(const struct live_report *report, const struct machine *m, bool exact)
+static void print_report(const struct live_report *report, const struct machine *m, bool exact, double clone)
 {
-	printf("{\"passes\": %u, \"bytes\": %llu, \"last_pages\": %llu, \"work\": %llu, \"seconds\": %.4f,\n"
+	printf("{\"passes\": %u, \"bytes\": %llu, \"last_pages\": %llu, \"work\": %llu, \"seconds\": %.4f, \"clone_ms\": %.3f,\n"
 	       " \"pause_ms\": %.3f, \"stop_ms\": %.3f, \"harvest_ms\": %.3f, \"write_ms\": %.3f,\n"
 	       " \"harvested\": %llu, \"harvests\": %llu, \"all_dirty\": %llu, \"same\": %llu, \"ring_full\": %lu,\n"
 	       " \"device_writes\": %lu, \"balloon_drops\": %lu, \"smm_work\": %llu, \"exact\": %s}\n",
 	       report->passes, (unsigned long long)report->bytes, (unsigned long long)report->last_pages,
-	       (unsigned long long)report->work, report->total, report->pause * 1e3, report->stop * 1e3,
+	       (unsigned long long)report->work, report->total, clone * 1e3, report->pause * 1e3, report->stop * 1e3,
 	       report->harvest * 1e3, report->write * 1e3, (unsigned long long)report->stats.harvested,
 	       (unsigned long long)report->stats.harvests, (unsigned long long)report->stats.all_dirty,
 	       (unsigned long long)report->stats.pages_same, m->ring_full, m->device_writes,
@@ -92,15 +92,18 @@ static int open_generation(const char *output, unsigned int nr, int last, size_t
 	return fd;
 }
 
-/* Each generation after the first is what has changed, over a reflink of the last. */
+/*
+ * Each generation after the first is what has changed, over a reflink of the last, which is made when that
+ * one is there: the more pieces a file has, the longer it takes.
+ */
 static int save(struct machine *m, const char *output, unsigned int generations,
 		const struct live_options *options)
 {
 	struct live_options next = *options;
 	struct live_report report;
-	int fd = open_generation(output, 0, -1, m->config.ram), session, child, err;
+	int fd = open_generation(output, 0, -1, m->config.ram), session, child = -1, err;
+	double began, clone = 0;
 	unsigned int i;
-	double began;
 	long differ;
 
 	if (fd < 0)
@@ -115,7 +118,6 @@ static int save(struct machine *m, const char *output, unsigned int generations,
 			machine_resume(m);
 			usleep(300000);
 			began = now();
-			child = open_generation(output, i, fd, m->config.ram);
 			err = child < 0 ? -1 : kvmsnap_set_target_at(session, child, 0, KVMSNAP_TARGET_CURRENT);
 			close(fd);
 			fd = child;
@@ -126,8 +128,12 @@ static int save(struct machine *m, const char *output, unsigned int generations,
 			break;
 		report.total = now() - began;
 		differ = machine_differs(m, fd);
-		print_report(&report, m, !differ);
+		print_report(&report, m, !differ, clone);
 		err = differ != 0;
+		began = now();
+		if (!err && i + 1 < generations)
+			child = open_generation(output, i + 1, fd, m->config.ram);
+		clone = now() - began;
 	}
 	live_end(m, session, options);
 	close(fd);
