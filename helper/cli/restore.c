@@ -368,6 +368,21 @@ static int load(struct restore *r, int monitor, struct error *err)
 	return ret;
 }
 
+/* Have the data of @fd from @at to @end in the page cache, and no holes. */
+static void read_ahead(int fd, off_t at, off_t end)
+{
+	off_t hole, step = 8 << 20;
+
+	while (at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
+		hole = lseek(fd, at, SEEK_HOLE);
+		if (hole < 0 || hole > end)
+			hole = end;
+		for (; at < hole; at += step)
+			readahead(fd, at, (size_t)(hole - at < step ? hole - at : step));
+		at = hole;
+	}
+}
+
 /* Read what QEMU has mapped, in the background. */
 static void warm(const struct restore *r)
 {
@@ -380,10 +395,7 @@ static void warm(const struct restore *r)
 		const struct record_block *block = &r->generation->record.blocks[i];
 
 		if (is_mapped(block->name, r))
-			posix_fadvise(r->fd, (off_t)block->pages_offset, (off_t)block->length,
-				      POSIX_FADV_SEQUENTIAL);
-		for (uint64_t at = 0; is_mapped(block->name, r) && at < block->length; at += 8 << 20)
-			readahead(r->fd, (off64_t)(block->pages_offset + at), 8 << 20);
+			read_ahead(r->fd, (off_t)block->pages_offset, (off_t)(block->pages_offset + block->length));
 	}
 	_exit(0);
 }

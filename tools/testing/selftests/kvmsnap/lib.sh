@@ -233,15 +233,28 @@ incoming_start() {
 	return 1
 }
 
-# restored_goes_on FILE FLAVOUR ARG...: guest b, restored from FILE, has the RAM that is in it, and
-# goes on.  FLAVOUR: see incoming_start.
-restored_goes_on() {
+# restored FILE FLAVOUR ARG...: guest b, restored from FILE, has the RAM that is in it, and goes on.
+# FLAVOUR: see incoming_start.
+restored() {
 	incoming_start b "$@"
 	same_ram b "$1" 12
 	qmp b '{"execute":"cont"}' >/dev/null
 	wait_for b 'guest: tick' 60
 	guest_goes_on b
+}
+
+restored_goes_on() {
+	restored "$@"
 	guest_kill b
+}
+
+# resident FILE: bytes of it that are in the page cache.
+resident() {
+	perl -e 'open(F, "<", $ARGV[0]) or die; my $n = -s F;
+		my $at = syscall(9, 0, $n, 1, 1, fileno F, 0);	# mmap: readable, shared
+		my $cached = "\0" x (($n + 4095) / 4096);
+		syscall(27, $at, $n, $cached) == 0 or die "mincore: $!\n";
+		print 4096 * ($cached =~ tr/\1//), "\n"' "$1"
 }
 
 # disk N: the device of the machine's N-th --disk.

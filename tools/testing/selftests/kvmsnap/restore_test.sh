@@ -84,15 +84,32 @@ loaded() {
 	done
 }
 
+# All that the file has comes into the page cache, and nothing for its holes.
+warmed() {
+	local blocks cached i
+	blocks=$(($(stat -c '%b * %B' "$dir/snap")))
+	for ((i = 0; i < 100; i++)); do
+		cached=$(resident "$dir/snap")
+		[ "$cached" -lt $((blocks * 99 / 100)) ] || break
+		sleep 0.1
+	done
+	echo "$blocks bytes on the disk, $cached in the page cache"
+	[ "$cached" -ge $((blocks * 99 / 100)) ] && [ "$cached" -le $((blocks + (8 << 20))) ]
+	[ $((blocks + (8 << 20))) -lt $((mem << 20)) ]
+}
+
 # instant [--reset] ARG...: two guests from one file, which stays what it is; one is reset, and boots.
 instant() {
 	local reset=$1
 	[ "$reset" != --reset ] || shift
 	make_file "$@"
-	restore b "$dir/snap" --instant -- "$@"
+	echo 1 >/proc/sys/vm/drop_caches
+	[ "$(resident "$dir/snap")" -lt $((1 << 23)) ]
+	restore b "$dir/snap" --instant --warm -- "$@"
+	warmed
 	same b "$dir/snap"
 	grep -q "$dir/snap" "/proc/$(cat "$work/b.qemu")/maps"
-	restore c "$dir/snap" --instant --warm -- "$@"
+	restore c "$dir/snap" --instant -- "$@"
 	goes_on b
 	goes_on c
 	kvmsnap verify "$dir/snap" | grep 'all as their checksums say'
