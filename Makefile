@@ -79,7 +79,7 @@ test-long: export KVMSNAP_EVERY = 2s
 test-long: export KVMSNAP_SLOW = 4
 test-long:
 	KVMSNAP_TEST_ARGS="-t random_rounds" tools/testing/test $(foreach i,1 2 3 4 5 6 7 8 9 10,live_test live_qemu_test.sh)
-	KVMSNAP_TEST_ARGS="-t checkpoints" tools/testing/test $(addprefix generation_test.sh@,xfs ext4 btrfs)
+	KVMSNAP_TEST_ARGS="-t under" tools/testing/test $(addprefix generation_test.sh@,xfs ext4 btrfs)
 	tools/testing/test crash_test.sh $(addprefix powerloss_test.sh@,xfs ext4 btrfs)
 
 # Eight guests for half an hour.

@@ -8,7 +8,8 @@
  * Kernel arguments: fill=MIB (64) pattern memory; zero=MIB (8) memory written and zeroed
  * again; tick=MS (200) between steps; seed=N (1); thp=0|1 use huge pages (1); writers=N (0)
  * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
- * there; disk=0|1 read the first disk into memory, past the page cache (0); net=0|1 receive
+ * there; disk=0|1 read the first disk into memory, past the page cache (0); files=0|1 replace files of
+ * the ext4 on it, and check what they hold (0); net=0|1 receive
  * what comes by eth0 (0); video=0|1 change the video mode and write into the frame buffer again
  * and again (0); online=0|1 use CPUs as they are plugged in (0); symbol=NAME say where it is in the
  * kernel.
@@ -20,6 +21,7 @@
 #include <fcntl.h>
 #include <linux/if_ether.h>
 #include <net/if.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,7 +44,7 @@ static char cmdline[4096];
 
 /* What the processes have done. */
 static volatile struct counts {
-	unsigned long bad, writes, reads, modes;
+	unsigned long bad, writes, reads, files, modes;
 } *counts;
 
 static unsigned long arg(const char *name, unsigned long value)
@@ -158,6 +160,52 @@ static void reader(uint64_t seed)
 		else
 			counts->bad++;
 		usleep(2000);
+	}
+}
+
+/* Is that what the file @path is, which was written as the @n-th? */
+static bool check_file(const char *path, uint64_t seed, uint64_t n)
+{
+	uint64_t page[PAGE / 8], pages = 0;
+	int fd = open(path, O_RDONLY);
+	ssize_t got;
+
+	if (fd < 0)
+		return false;
+	/* From the disk, not as it was left in memory. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	while ((got = read(fd, page, PAGE)) == (ssize_t)PAGE && check(page, 0, mix(seed ^ n) + pages))
+		pages++;
+	close(fd);
+	return got == 0 && pages == 1 + n % 32;
+}
+
+/* Replace files by others, durably, as databases do, and read what is there. */
+static void files(uint64_t seed)
+{
+	uint64_t page[PAGE / 8], number[64] = { 0 }, n, i, j;
+	char path[32];
+	bool ok;
+	int fd;
+
+	mkdir("/mnt", 0755);
+	while (mount("/dev/vda", "/mnt", "ext4", 0, NULL) < 0)
+		usleep(100000);
+	for (n = 1;; n++) {
+		i = mix(seed + n) % 64;
+		snprintf(path, sizeof(path), "/mnt/%d", (int)i);
+		ok = !number[i] || check_file(path, seed, number[i]);
+		fd = open("/mnt/new", O_WRONLY | O_CREAT | O_TRUNC, 0600);
+		for (j = 0; j < 1 + n % 32; j++) {
+			fill(page, mix(seed ^ n) + j);
+			ok = ok && write(fd, page, PAGE) == (ssize_t)PAGE;
+		}
+		ok = ok && fsync(fd) == 0 && close(fd) == 0 && rename("/mnt/new", path) == 0;
+		number[i] = n;
+		if (!ok)
+			__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
+		counts->files++;
+		usleep(5000);
 	}
 }
 
@@ -337,6 +385,8 @@ int main(void)
 			writer(mix(seed + i), arg("write", 8) << 20 >> 12, (int)i % 2);
 	if (arg("disk", 0) && fork() == 0)
 		reader(seed);
+	if (arg("files", 0) && fork() == 0)
+		files(seed);
 	if (arg("net", 0) && fork() == 0)
 		receiver();
 	if (arg("video", 0) && fork() == 0)
@@ -354,8 +404,8 @@ int main(void)
 		for (i = step % 16; i < pages; i += 16)
 			if (!check((uint64_t *)(mem + i * PAGE), 0, mix(seed + i)))
 				__atomic_fetch_add(&counts->bad, 1, __ATOMIC_RELAXED);
-		printf("guest: tick %lu bad %lu writes %lu reads %lu modes %lu cpus %ld\n", step, counts->bad,
-		       counts->writes, counts->reads, counts->modes, sysconf(_SC_NPROCESSORS_ONLN));
+		printf("guest: tick %lu bad %lu writes %lu reads %lu files %lu modes %lu cpus %ld\n", step, counts->bad,
+		       counts->writes, counts->reads, counts->files, counts->modes, sysconf(_SC_NPROCESSORS_ONLN));
 		nanosleep(&wait, NULL);
 	}
 }

@@ -78,13 +78,14 @@ how=("" "--live --max-downtime 1us --allow-downtime 60s" "--stage 32M" "--live -
 
 # exact_each_time COUNT ARG...
 exact_each_time() {
-	local n count=$1 flavour
+	local n count=$1 flavour last=''
 	shift
-	start "$@"
+	# shellcheck disable=SC2046
+	start "$@" $(drive work)
 	for n in $(seq "$count"); do
 		[ "$n" != "$count" ] || last=--last
 		# shellcheck disable=SC2086
-		incremental "$n" ${how[$((n % 4))]} --checksum ${last:-}
+		incremental "$n" ${how[$((n % 4))]} --checksum $last
 		[ "$(jq .generation "$work/report.$n")" = "$n" ]
 		if [ "$n" = 1 ]; then
 			[ "$(jq -r .content "$work/report.1")" = full ]
@@ -94,7 +95,9 @@ exact_each_time() {
 			jq -e --slurpfile first "$work/report.1" \
 				'.written_bytes > 100000 and .written_bytes < $first[0].written_bytes / 3' "$work/report.$n"
 		fi
+		case $n in 1 | $((count / 2)) | "$count") [ -z "${disk:-}" ] || cp --sparse=always "$dir/disk.work" "$dir/disk.$n" ;; esac
 		go_on
+		sleep "${KVMSNAP_EVERY:-0}"
 	done
 	let_go
 	rest
@@ -105,11 +108,45 @@ exact_each_time() {
 	done
 	flavour=plain
 	for n in 1 $((count / 2)) "$count"; do
-		restored_goes_on "$(cat "$work/at.$n")" $flavour "$@"
+		# shellcheck disable=SC2046
+		restored "$(cat "$work/at.$n")" $flavour "$@" $(drive "$n")
+		[ -z "${disk:-}" ] || works_on "$n"
+		guest_kill b
 		[ $flavour = plain ] && flavour=multifd || flavour=plain
 	done
 	[ "$(kvmsnap list --json "$dir" | jq length)" = "$count" ]
 	[ "$(kvmsnap list --json "$dir" | jq -r ".[$((count - 1))].incoming")" = "file:$(cat "$work/at.$count")" ]
+}
+
+# drive NAME: where there is a disk, QEMU's option for it as it was then.
+drive() {
+	[ -z "${disk:-}" ] || echo "-drive file=$dir/disk.$1,format=raw,if=virtio,cache=none"
+}
+
+# works_on N: the restored guest finds its files on the disk as that was then, and goes on with them.
+works_on() {
+	local files i
+	files=$(guest_count b files)
+	for ((i = 0; i < 300; i++)); do
+		[ "$(guest_count b files)" -lt $((files + 10)) ] || break
+		sleep 0.1
+	done
+	guest_goes_on b
+	[ "$(guest_count b files)" -ge $((files + 10)) ]
+	guest_kill b
+	# Its journal is replayed, and nothing else is amiss.
+	e2fsck -fp "$dir/disk.$1" || [ $? = 1 ]
+	rm "$dir/disk.$1"
+}
+
+files_too() {
+	local disk=1 work_args="$work_args files=1" GUEST_MODULES="virtio_pci virtio_blk ext4"
+	truncate -s 32M "$dir/disk.work"
+	mkfs.ext4 -qF "$dir/disk.work"
+	exact_each_time "$@"
+	[ "$(guest_count a files)" -gt $((3 * $1)) ]
+	guest_kill a
+	rm "$dir/disk.work"
 }
 
 # QEMU slows the guest down for as long as a generation takes, and no longer.
@@ -433,7 +470,8 @@ tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
 tap_case "the keeper killed" keeper_killed
 tap_once "another QEMU in its place" another_qemu
-tap_once "each is exact, q35, 2 vCPUs" exact_each_time 4 -machine q35 -smp 2 -m ${mem}M
+[ $content = appended ] && [ -z "${KVMSNAP_CHECKPOINTS:-}" ] ||
+	tap_case "each is exact, q35, 2 vCPUs, a file system under load" files_too "${KVMSNAP_CHECKPOINTS:-4}" -machine q35 -smp 2 -m ${mem}M
 tap_once "no dirty ring" without_ring
 tap_case "memory plugged in between" plugged_between
 tap_end
