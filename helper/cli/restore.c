@@ -368,18 +368,22 @@ static int load(struct restore *r, int monitor, struct error *err)
 	return ret;
 }
 
-/* Have the data of @fd from @at to @end in the page cache, and no holes. */
+/* Have the data of @fd from @at to @end in the page cache, and no holes.  readahead() may read a part of it. */
 static void read_ahead(int fd, off_t at, off_t end)
 {
-	off_t hole, step = 8 << 20;
+	static char buf[1 << 20];
+	off_t hole;
+	ssize_t n;
 
 	while (at < end && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
 		hole = lseek(fd, at, SEEK_HOLE);
 		if (hole < 0 || hole > end)
 			hole = end;
-		for (; at < hole; at += step)
-			readahead(fd, at, (size_t)(hole - at < step ? hole - at : step));
-		at = hole;
+		for (; at < hole; at += n) {
+			n = pread(fd, buf, hole - at < (off_t)sizeof(buf) ? (size_t)(hole - at) : sizeof(buf), at);
+			if (n <= 0)
+				return;
+		}
 	}
 }
 
