@@ -208,7 +208,7 @@ failing_between() {
 }
 
 interrupted() {
-	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
+	kvmsnap save --incremental --live --bandwidth 100K --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
 	sleep 1
 	kill -INT $!
 	! wait $! || return 1
@@ -264,7 +264,7 @@ another_qemu() {
 	trap 'pkill -CONT -x kvmsnap-guard || true; guest_kill a' EXIT
 	start -m ${mem}M
 	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)"
-	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 2)" &
+	kvmsnap save --incremental --live --bandwidth 100K --qmp "$work/a.qmp" --output "$(where 2)" &
 	saver=$!
 	sleep 0.5
 	pkill -STOP -x kvmsnap-guard
