@@ -94,7 +94,8 @@ warmed() {
 		sleep 0.1
 	done
 	echo "$blocks bytes on the disk, $cached in the page cache"
-	[ "$cached" -ge $((blocks * 99 / 100)) ] && [ "$cached" -le $((blocks + (8 << 20))) ]
+	[ "$cached" -ge $((blocks * 99 / 100)) ]
+	[ "$cached" -le $((blocks + (8 << 20))) ]
 	[ $((blocks + (8 << 20))) -lt $((mem << 20)) ]
 }
 
