@@ -157,6 +157,7 @@ qmp() (
 	sock=$work/$1.qmp2
 	shift
 	coproc Q { exec socat -d0 - "UNIX-CONNECT:$sock"; }
+	pid=$Q_PID	# which goes when a QEMU that was told to quit has
 	read -r -t 60 line <&"${Q[0]}"	# greeting
 	echo '{"execute":"qmp_capabilities"}' >&"${Q[1]}"
 	read -r -t 60 line <&"${Q[0]}"
@@ -167,8 +168,8 @@ qmp() (
 			[[ $line =~ ^\{\"(return|error)\" ]] && break
 		done
 	done
-	kill "$Q_PID"
-	wait "$Q_PID" 2>/dev/null || true
+	kill "$pid" 2>/dev/null || true
+	wait "$pid" 2>/dev/null || true
 )
 
 # hmp NAME LINE...: what the human monitor says.
