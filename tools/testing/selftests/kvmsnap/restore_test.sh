@@ -44,7 +44,7 @@ restore() {
 	# shellcheck disable=SC2086
 	QEMU="kvmsnap restore ${options[*]} -- qemu-system-x86_64" \
 		qemu_start "$name" -kernel "$(guest_kernel)" -initrd "$(guest_initrd ${GUEST_MODULES:-})" \
-		-append "console=ttyS0" "$@" -S
+		-append "console=ttyS0 quiet mitigations=off $work_args" "$@" -S
 	# The one that writes the console is QEMU, not its shadow.
 	pgrep -P "$(cat "$work/$name.pid")" -f qemu-system >"$work/$name.qemu"
 	for i in $(seq 200); do
