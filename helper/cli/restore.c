@@ -182,15 +182,10 @@ static int copy_out(struct restore *r, struct error *err)
 	size_t nr = (size_t)(r->generation - r->chain.generation);
 	double began = now();
 	struct chain chain;
-	char *dir = strdup(r->path), *slash = dir ? strrchr(dir, '/') : NULL;
-	int fd, ret;
+	int fd = target_nameless(r->path), ret;
 
-	if (slash)
-		slash[slash == dir] = 0;
-	fd = dir ? open(slash ? dir : ".", O_TMPFILE | O_RDWR, 0600) : -1;
 	ret = fd < 0 ? error_set(err, errno, "%s: a file for a copy: %s", r->path, strerror(errno)) :
 	      chain_copy(&r->chain, r->fd, nr, nr, fd, copy_progress, r, err);
-	free(dir);
 	progress_clear();
 	if (!ret)
 		ret = chain_load(&chain, fd, err);

@@ -187,19 +187,26 @@ int target_clone(struct target *target, int from, uint64_t bytes, struct error *
 			 strerror(errno)) : 0;
 }
 
-int target_clone_ahead(const char *path, int from, uint64_t bytes)
+int target_nameless(const char *path)
 {
 	char *copy = strdup(path);
 	int fd = copy ? open(dirname(copy), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) : -1;
 
 	free(copy);
-	/* Locked like any file that a save writes. */
-	if (fd >= 0 && (ioctl(fd, FICLONE, from) < 0 || ftruncate(fd, (off_t)bytes) < 0 ||
-			flock(fd, LOCK_EX | LOCK_NB) < 0)) {
-		close(fd);
-		fd = -1;
-	}
 	return fd;
+}
+
+int target_clone_ahead(const char *path, int from, uint64_t bytes)
+{
+	struct target target = { .fd = target_nameless(path) };
+	struct error ignored;
+
+	/* Locked like any file that a save writes. */
+	if (target.fd >= 0 && (target_clone(&target, from, bytes, &ignored) || flock(target.fd, LOCK_EX | LOCK_NB) < 0)) {
+		close(target.fd);
+		target.fd = -1;
+	}
+	return target.fd;
 }
 
 int target_take(struct target *target, int ahead, uint64_t bytes, struct error *err)

@@ -62,9 +62,12 @@ int target_append(struct target *target, const char *path, int fd, uint64_t base
  */
 int target_clone(struct target *target, int from, uint64_t bytes, struct error *err);
 
+/* A new file without a name, beside @path.  -1 and errno.  It goes when it is closed. */
+int target_nameless(const char *path);
+
 /*
- * The same ahead of time, which takes long where a file has many pieces: in a new file without a name, beside
- * @path.  Its descriptor, or -1 if that can't be had.  It goes when it is closed.
+ * The same ahead of time, which takes long where a file has many pieces: target_nameless(@path), or -1 if
+ * that can't be had.
  */
 int target_clone_ahead(const char *path, int from, uint64_t bytes);
 
