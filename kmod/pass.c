@@ -197,6 +197,24 @@ leave:
 }
 
 /*
+ * How many pages from worker->next on are untouched, with nothing to be done about it?  Most of a
+ * large guest's memory is.
+ */
+static u32 kvmsnap_worker_untouched(const struct kvmsnap_session *session,
+				    const struct kvmsnap_worker *worker)
+{
+	const struct kvmsnap_region *region = worker->region;
+	u32 i = worker->next, end;
+
+	if (worker->pages[i] || session->ring.hash || (region->flags & KVMSNAP_REGION_WHOLE))
+		return 0;
+	end = find_next_bit(region->present + BIT_WORD(worker->first_page), worker->filled, i);
+	while (i < end && !worker->pages[i])
+		i++;
+	return i - worker->next;
+}
+
+/*
  * Copy a page that is to be written to the stage.  When that is full, and for zeros, which stay
  * as they are, return what the request is to have.
  */
@@ -222,6 +240,7 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 	for (;;) {
 		struct page *page;
 		u64 hash = 0;
+		u32 skip;
 
 		if (worker->req && worker->req->nr_pages &&
 		    (worker->run_over || worker->next == worker->filled)) {
@@ -233,6 +252,13 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 		}
 		if (worker->next == worker->filled)
 			return 0;
+		skip = kvmsnap_worker_untouched(session, worker);
+		if (skip) {
+			worker->pages_untouched += skip;
+			worker->run_over = true;
+			worker->next += skip;
+			continue;
+		}
 		if (!worker->req) {
 			worker->req = kvmsnap_request_get(session);
 			if (!worker->req)
