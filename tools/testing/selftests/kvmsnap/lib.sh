@@ -69,11 +69,11 @@ qemu_start() {
 		-qmp "unix:$work/$name.qmp,server=on,wait=off" \
 		-qmp "unix:$work/$name.qmp2,server=on,wait=off" \
 		"$@" >"$work/$name.log" 2>&1 &
-	echo $! >"$work/$name.pid"
-	local i
-	for i in $(seq 600); do
+	local i pid=$!
+	echo $pid >"$work/$name.pid"
+	for i in {1..600}; do
 		[ -S "$work/$name.qmp2" ] && return 0
-		kill -0 "$(cat "$work/$name.pid")" 2>/dev/null || break
+		kill -0 $pid 2>/dev/null || break
 		sleep 0.1
 	done
 	echo "QEMU did not start:" >&2
@@ -92,14 +92,17 @@ guest_start() {
 	wait_for "$name" 'guest: ready' 120
 }
 
-# wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT.
+# wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT.  Processes cost the emulated CPUs, on
+# which the guest boots, more than the wait.
 wait_for() {
-	local i
-	for i in $(seq $(($3 * 10))); do
-		grep -q "$2" "$work/$1.console" 2>/dev/null && return 0
-		kill -0 "$(cat "$work/$1.pid")" 2>/dev/null || break
-		! grep -q 'guest: FAILED' "$work/$1.console" 2>/dev/null || break
-		sleep 0.1
+	local i pid console
+	read -r pid <"$work/$1.pid"
+	for ((i = 0; i < $3 * 5; i++)); do
+		IFS= read -r -d '' console 2>/dev/null <"$work/$1.console" || true
+		[[ $console != *"$2"* ]] || return 0
+		[[ $console != *'guest: FAILED'* ]] || break
+		kill -0 "$pid" 2>/dev/null || break
+		sleep 0.2
 	done
 	echo "guest $1 did not print '$2':" >&2
 	tail -n 5 "$work/$1.console" "$work/$1.log" >&2
