@@ -545,6 +545,20 @@ static void hostile(uint64_t seed)
 	}
 }
 
+/* Let it live so long, or until all its threads wait for what never answers. */
+static void live_for(useconds_t time)
+{
+	unsigned long before = atomic_load(&shared->ioctls), was = before, now;
+	useconds_t idle = 0, past;
+
+	for (past = 0; past < time && idle < 500000; past += 50000) {
+		usleep(50000);
+		now = atomic_load(&shared->ioctls);
+		idle = now > was || now == before ? 0 : idle + 50000;
+		was = now;
+	}
+}
+
 /* Wait for its end: false when it can't be killed. */
 static bool reap(pid_t pid)
 {
@@ -625,7 +639,7 @@ TEST_F_TIMEOUT(hostile, vmms, 36000)
 		if (!pid)
 			hostile(mix(&random));
 		/* Some die young; making a VM takes longer than most of what is done with it. */
-		usleep(50000 + (useconds_t)(mix(&random) % (mix(&random) % 2 ? 1500000 : 12000000)));
+		live_for(50000 + (useconds_t)(mix(&random) % (mix(&random) % 2 ? 1500000 : 12000000)));
 		if (suspend)
 			ASSERT_EQ(0, run("dmsetup suspend --noflush --nolockfs %s", dm));
 		if (suspend)
