@@ -54,6 +54,24 @@ static struct shared {
 	struct program program[MAX_PROGRAMS];
 } *shared;
 
+/* Where its own code is. */
+static uint64_t module_start, module_bytes;
+
+static void find_module(void)
+{
+	FILE *f = fopen("/proc/modules", "r");
+	unsigned long bytes, start;
+	char line[512];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "kvmsnap %lu %*s %*s %*s %lx", &bytes, &start) == 2) {
+			module_start = start;
+			module_bytes = bytes;
+		}
+	if (f)
+		fclose(f);
+}
+
 static uint64_t mix(uint64_t *state)
 {
 	uint64_t x = *state += 0x9e3779b97f4a7c15;
@@ -451,8 +469,7 @@ static bool run_program(struct thread *t, const struct program *program)
 	n = __atomic_load_n(&t->cover[0], __ATOMIC_RELAXED);
 	ioctl(t->kcov, KCOV_DISABLE, 0);
 	for (i = 1; i <= n && i < COVER; i++) {
-		/* The module's own code, which is where modules are. */
-		if (t->cover[i] < 0xffffffffc0000000)
+		if (t->cover[i] - module_start >= module_bytes)
 			continue;
 		if (!atomic_exchange(&shared->seen[t->cover[i] * 0x9e3779b97f4a7c15 >> 48], 1)) {
 			atomic_fetch_add(&shared->edges, 1);
@@ -611,6 +628,8 @@ FIXTURE_SETUP(hostile)
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, shared);
 	load_corpus(getenv("KVMSNAP_CORPUS"));
+	find_module();
+	ASSERT_NE(0, module_start);
 }
 
 FIXTURE_TEARDOWN(hostile)
