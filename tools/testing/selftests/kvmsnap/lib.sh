@@ -58,14 +58,16 @@ guest_initrd() {
 }
 
 # qemu_start NAME ARG...: stock QEMU under KVM; its QMP socket is $work/NAME.qmp (and .qmp2, for
-# the tests' own use), its console $work/NAME.console, its process number $work/NAME.pid.
+# the tests' own use), its console $work/NAME.console (appended to: a test may empty it), its process
+# number $work/NAME.pid.
 qemu_start() {
 	local name=$1
 	shift
 	rm -f "$work/$name".{qmp,qmp2,console,pid,log}
 	# shellcheck disable=SC2086
 	${QEMU:-qemu-system-x86_64} -accel "kvm${GUEST_RING:+,dirty-ring-size=$GUEST_RING}" -cpu host -display none \
-		-serial "file:$work/$name.console" -monitor none -parallel none -nic none \
+		-chardev "file,id=console,path=$work/$name.console,append=on" -serial chardev:console \
+		-monitor none -parallel none -nic none \
 		-qmp "unix:$work/$name.qmp,server=on,wait=off" \
 		-qmp "unix:$work/$name.qmp2,server=on,wait=off" \
 		"$@" >"$work/$name.log" 2>&1 &
