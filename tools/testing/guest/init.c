@@ -8,11 +8,11 @@
  * Kernel arguments: fill=MIB (64) pattern memory; zero=MIB (8) memory written and zeroed
  * again; tick=MS (200) between steps; seed=N (1); thp=0|1 use huge pages (1); writers=N (0)
  * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
- * there; disk=0|1 read the first disk into memory, past the page cache (0); files=0|1 replace files of
- * the ext4 on it, and check what they hold (0); net=0|1 receive
- * what comes by eth0 (0); video=0|1 change the video mode and write into the frame buffer again
- * and again (0); online=0|1 use CPUs as they are plugged in (0); symbol=NAME say where it is in the
- * kernel.
+ * there; rest=MS (0) that they sleep after every 16 pages; disk=0|1 read the first disk into memory,
+ * past the page cache (0); files=0|1 replace files of the ext4 on it, and check what they hold (0);
+ * net=0|1 receive what comes by eth0 (0); video=0|1 change the video mode and write into the frame
+ * buffer again and again (0); online=0|1 use CPUs as they are plugged in (0); symbol=NAME say where
+ * it is in the kernel.
  *
  * Modules in /modules are loaded first, in the order of their names.
  */
@@ -105,7 +105,7 @@ static char *map(size_t bytes, int thp)
  * page's first word and a table elsewhere tell which content it has: where they disagree,
  * or the content is another, one of them is from another time.
  */
-static void writer(uint64_t seed, size_t pages, int thp)
+static void writer(uint64_t seed, size_t pages, int thp, useconds_t rest)
 {
 	uint64_t *mem = (uint64_t *)map(pages * PAGE, thp);
 	uint64_t *number = (uint64_t *)map(pages * 8, 0);
@@ -138,6 +138,8 @@ static void writer(uint64_t seed, size_t pages, int thp)
 			number[i] = n;
 		}
 		__atomic_fetch_add(&counts->writes, 1, __ATOMIC_RELAXED);
+		if (rest && n % 16 == 0)
+			usleep(rest);
 	}
 }
 
@@ -382,7 +384,8 @@ int main(void)
 	memset(zeros, 0, zero);
 	for (i = 0; i < arg("writers", 0); i++)
 		if (fork() == 0)
-			writer(mix(seed + i), arg("write", 8) << 20 >> 12, (int)i % 2);
+			writer(mix(seed + i), arg("write", 8) << 20 >> 12, (int)i % 2,
+			       (useconds_t)arg("rest", 0) * 1000);
 	if (arg("disk", 0) && fork() == 0)
 		reader(seed);
 	if (arg("files", 0) && fork() == 0)

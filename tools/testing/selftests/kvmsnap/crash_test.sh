@@ -15,7 +15,7 @@ seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
 RANDOM=$seed
 
 start() {
-	guest_start a "fill=8 zero=2 tick=100 writers=2 write=2" -m ${mem}M
+	guest_start a "fill=8 zero=2 tick=100 writers=2 write=2 rest=20" -m ${mem}M
 	guest_goes_on a
 }
 

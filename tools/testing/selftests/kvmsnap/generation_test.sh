@@ -10,7 +10,7 @@ dir=${KVMSNAP_DIR:?}
 trap 'guest_kill a; guest_kill b; keepers_end' EXIT
 
 mem=160
-work_args="fill=24 zero=4 tick=100 writers=2 write=3"
+work_args="fill=24 zero=4 tick=100 writers=2 write=3 rest=20"
 GUEST_RING=1024
 case $(stat -f -c %T "$dir") in
 xfs | btrfs) content=clone ;;

@@ -151,7 +151,7 @@ with_video() {
 	# The memslots change all the time: everything is compared.  Slow enough for many changes, each of
 	# which takes half a second here: all of the guest's memory is mapped anew.
 	local looks=any live="$live --bandwidth 5M"
-	live_trip "$work_args video=1" nothing -machine pc -m ${mem}M
+	live_trip "$work_args video=1" nothing -machine pc -vga std -m ${mem}M
 }
 
 # A vCPU, with a ring of its own, that the guest gets while it is saved.
@@ -496,7 +496,7 @@ disk_full() {
 	grep -q 'No space left' "$work/error"
 }
 
-tap_case "writers, pc" live_trip "$work_args" nothing -m ${mem}M
+GUEST_DEFAULTS='' tap_case "writers, pc" live_trip "$work_args" nothing -m ${mem}M
 tap_case "writers, no dirty ring" without_ring live_trip "$work_args" nothing -m ${mem}M
 tap_case "writers, q35, 3 vCPUs" live_trip "$work_args" nothing -machine q35 -smp 3 -m ${mem}M
 tap_case "disk reads, buffered" with_disk cache=writeback,aio=threads

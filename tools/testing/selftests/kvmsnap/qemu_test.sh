@@ -45,7 +45,8 @@ backend() {	# backend KIND,OPTIONS...: as the machine's RAM
 	echo "-machine pc,memory-backend=m0 -object memory-backend-$1,id=m0,size=${mem}M -m ${mem}M"
 }
 
-tap_case "anonymous memory, pc, huge pages" round_trip -m ${mem}M
+# With the devices that a guest has when nothing is said.
+GUEST_DEFAULTS='' tap_case "anonymous memory, pc, huge pages" round_trip -m ${mem}M
 tap_case "anonymous memory, q35, 2 vCPUs" round_trip -machine q35 -smp 2 -m ${mem}M
 echo never >/sys/kernel/mm/transparent_hugepage/enabled
 tap_case "anonymous memory in 4 KiB pages" round_trip -m ${mem}M

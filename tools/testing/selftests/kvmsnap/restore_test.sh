@@ -22,7 +22,7 @@ guest_kill_all() {
 trap guest_kill_all EXIT
 
 mem=160
-work_args="fill=24 zero=4 tick=100 writers=2 write=3"
+work_args="fill=24 zero=4 tick=100 writers=2 write=3 rest=20"
 GUEST_RING=1024
 
 # A file to restore from, with checksums; its guest goes.
@@ -453,7 +453,7 @@ exported_nodes() {
 tap_case "usage errors" usage_errors
 tap_case "loaded, pc" loaded -m ${mem}M
 tap_case "loaded, q35, 2 vCPUs" loaded -machine q35 -smp 2 -m ${mem}M
-tap_case "instant, pc, and reset" instant --reset -m ${mem}M
+GUEST_DEFAULTS='' tap_case "instant, pc, and reset" instant --reset -m ${mem}M
 tap_case "instant, q35, NUMA nodes" instant -machine q35 -smp 2 -m ${mem}M \
 	-object memory-backend-ram,id=n0,size=$((mem / 2))M -object memory-backend-memfd,id=n1,size=$((mem / 2))M \
 	-numa node,memdev=n0,cpus=0 -numa node,memdev=n1,cpus=1
