@@ -144,20 +144,31 @@ static int lock_name(const struct checkpoint *c, struct error *err)
 			 c->dir, c->name);
 }
 
-static int checkpoints(struct checkpoint *c, struct error *err)
+/* Go on with what the folder has.  After a failure nothing is open but the lock. */
+static int start(struct checkpoint *c, struct error *err)
 {
 	struct folder folder = { 0 };
-	uint64_t done = 0;
-	double next;
 	int ret = lock_name(c, err);
 
 	if (!ret)
 		ret = folder_read(&folder, c->dir, c->name, err);
-	if (!ret)
+	if (!ret) {
 		ret = saver_open(&c->saver, &c->save, c->interrupted, err);
-	if (!ret && folder.nr)
-		c->saver.generation = folder.newest;
+		if (ret)
+			saver_close(&c->saver);
+		else if (folder.nr)
+			c->saver.generation = folder.newest;
+	}
 	folder_free(&folder);
+	return ret;
+}
+
+static int checkpoints(struct checkpoint *c, struct error *err)
+{
+	uint64_t done = 0;
+	double next;
+	int ret = 0;
+
 	for (next = now(); !ret && !*c->interrupted; next += c->every) {
 		if (next < now())
 			next = now();
@@ -247,8 +258,11 @@ int cmd_checkpoint(int argc, char **argv)
 		return 1;
 	}
 	c.interrupted = catch_signals();
-	ret = checkpoints(&c, &err);
-	saver_close(&c.saver);
+	ret = start(&c, &err);
+	if (!ret) {
+		ret = checkpoints(&c, &err);
+		saver_close(&c.saver);
+	}
 	if (!ret)
 		return 0;
 	complain(&err);
