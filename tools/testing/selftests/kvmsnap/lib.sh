@@ -144,6 +144,23 @@ guest_goes_on() {
 	fi
 }
 
+# not_logging NAME: QEMU logs no writes any more, soon.
+not_logging() {
+	local i
+	for i in $(seq 30); do
+		qmp "$1" '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]' && return
+		sleep 0.1
+	done
+	return 1
+}
+
+# dm_load TABLE: what the device-mapper device of the tests is from now on.
+dm_load() {
+	dmsetup suspend "$KVMSNAP_DM"
+	dmsetup reload "$KVMSNAP_DM" --table "$1"
+	dmsetup resume "$KVMSNAP_DM"
+}
+
 # No process of kvmsnap's follows a VM any more.
 keepers_end() {
 	pkill -x kvmsnap-keep || true

@@ -1,0 +1,222 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# Live saves of stock QEMU that fail, of whatever and wherever: the guest runs on, nothing is left of
+# the save, and QEMU logs no writes any more.
+# shellcheck source=tools/testing/selftests/kvmsnap/lib.sh
+. /usr/lib/kvmsnap-tests/lib.sh
+dir=${KVMSNAP_DIR:?}
+trap 'guest_kill a' EXIT
+
+mem=160
+work_args="fill=24 zero=4 tick=100 writers=2 write=6"
+# Passes until they don't get shorter.
+live="--live --max-downtime 1us --allow-downtime 60s"
+GUEST_RING=1024
+
+# The guest that saves fail of: one for all of them, as long as they leave it as it was.
+unharmed() { cp "$work/a.pid" "$work/unharmed"; }
+begin_failing() {
+	rm -f "$dir/snap"*
+	if ! cmp -s "$work/unharmed" "$work/a.pid"; then
+		guest_kill a
+		guest_start a "$work_args" -m ${mem}M
+	fi
+	rm -f "$work/unharmed"
+	guest_goes_on a
+}
+
+# Fail in the middle of a live save, by the function given: the guest never stopped.
+failing() {
+	local ticks
+	begin_failing
+	ticks=$(last_tick a)
+	"$@"
+	[ ! -e "$dir/snap" ]
+	[ ! -e "$dir/snap.partial" ]
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
+	[ "$(last_tick a)" -gt "$ticks" ]
+	not_logging a
+	for _ in $(seq 100); do
+		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && unharmed && return
+		sleep 0.1
+	done
+	return 1
+}
+
+# The guest changes too much for the pause that is allowed.
+too_long() {
+	! kvmsnap save --live --max-downtime 1ms --qmp "$work/a.qmp" --output "$dir/snap" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'allow more with --allow-downtime' "$work/error"
+}
+
+# A save to FILE that is in its second pass or a later one; its process, $saver, is held there, so
+# as not to be done before the caller strikes and sends it SIGCONT.  Unlimited, all passes from the second
+# on may be over between two looks.
+begin_save() {
+	local i
+	# shellcheck disable=SC2086
+	kvmsnap save $live --bandwidth 20M --qmp "$work/a.qmp" --output "$1" 2>"$work/error" &
+	saver=$!
+	for i in $(seq 300); do
+		sleep 0.05
+		kill -STOP $saver || { cat "$work/error"; return 1; }
+		[ "$(kvmsnap status --json | jq '.[0].pass // 0')" -ge 2 ] && return
+		kill -CONT $saver
+	done
+	return 1
+}
+
+# After SIGNAL to the helper.
+signalled() {
+	local saver
+	begin_save "$dir/snap"
+	# A killed one does not stay stopped, and may be gone.
+	kill -"$1" $saver
+	[ "$1" = KILL ] || kill -CONT $saver
+	! wait $saver || return 1
+	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+}
+
+# Break the QMP connection of a process, as if QEMU had closed it.  It is held meanwhile, so as not
+# to be done before.
+lose_qmp() {
+	kill -STOP "$1"
+	perl -MSocket -e 'my $pid = shift() + 0;
+		my $pidfd = syscall(434, $pid, 0);	# pidfd_open, pidfd_getfd
+		for (glob "/proc/$pid/fd/*") {
+			next unless readlink($_) =~ /^socket:/ && m{(\d+)$};
+			my $fd = syscall(438, $pidfd, $1 + 0, 0);
+			die "pidfd_getfd: $!" if $fd < 0;
+			open(my $socket, "+<&=", $fd) or die "open: $!";
+			shutdown($socket, 2);
+		}' "$1"
+	kill -CONT "$1"
+}
+
+# The guardian has the guest go on, which may have been stopped for its soft-dirty bits.
+guardian_resumes() {
+	local i
+	for i in $(seq 50); do [ "$(guest_status a)" != running ] || break; sleep 0.1; done
+}
+
+qmp_lost() {
+	local saver
+	begin_save "$dir/snap"
+	lose_qmp $saver
+	! wait $saver || return 1
+	cat "$work/error"
+	grep -q 'QMP: ' "$work/error"
+	guardian_resumes
+}
+
+# The guest is stopped, and nobody but the guardian is there to have it go on.
+qmp_lost_stopped() {
+	local saver i
+	modprobe dm-delay
+	dm_load "0 $(blockdev --getsz "$(disk 1)") delay $(disk 1) 0 0 $(disk 1) 0 300"
+	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
+	saver=$!
+	for i in $(seq 100); do [ "$(guest_status a)" != paused ] || break; done
+	lose_qmp $saver
+	! wait $saver || return 1
+	dm_load "0 $(blockdev --getsz "$(disk 1)") linear $(disk 1) 0"
+	cat "$work/error"
+	grep -q 'QMP: ' "$work/error"
+	guardian_resumes
+}
+
+# kill -9 at moments by chance, from before the first pass to after the last, and as soon as there is
+# a file: it is there whole, or not at all.
+killed_anywhere() {
+	local saver i began took left when
+	RANDOM=$1
+	began=$(date +%s%N)
+	kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" --output "$dir/snap" --quiet
+	took=$((($(date +%s%N) - began) / 1000))
+	for i in $(seq 12); do
+		rm -f "$dir/snap"
+		kvmsnap save --live --max-passes 2 --allow-downtime 60s --stage 16M --qmp "$work/a.qmp" \
+			--output "$dir/snap" --quiet 2>/dev/null &
+		saver=$!
+		if [ "$i" -gt 8 ]; then
+			when="as soon as there was a file"
+			while [ ! -e "$dir/snap.partial" ] && kill -0 $saver; do :; done
+		else
+			left=$((RANDOM * took / 32768))
+			when="after $left of $took us"
+			sleep "$((left / 1000000)).$(printf %06d $((left % 1000000)))"
+		fi
+		kill -9 $saver || true
+		wait $saver || true
+		for _ in $(seq 100); do
+			[ -e "$dir/snap.partial" ] || [ "$(guest_status a)" != running ] || break
+			sleep 0.1
+		done
+		echo "killed $when; $([ -e "$dir/snap" ] && echo a file || echo none)"
+		[ ! -e "$dir/snap.partial" ]
+		[ ! -e "$dir/snap" ] || kvmsnap verify "$dir/snap"
+		[ "$(guest_status a)" = running ]
+		not_logging a
+	done
+	rm -f "$dir/snap"
+}
+
+disk_full() {
+	local small=$work/small-disk
+	truncate -s 320M "$dir/small.img"
+	mkfs.xfs -qf "$dir/small.img"
+	mkdir -p "$small"
+	mount -o loop "$dir/small.img" "$small"
+	fallocate -l $((($(stat -f -c '%a*%S' "$small")) - (12 << 20))) "$small/filler"
+	# shellcheck disable=SC2086
+	! kvmsnap save $live --qmp "$work/a.qmp" --output "$small/snap" 2>"$work/error" || return 1
+	cat "$work/error"
+	[ ! -e "$small/snap.partial" ]
+	umount "$small"
+	rm -f "$dir/small.img"
+	grep -q 'No space left' "$work/error"
+}
+
+disk_fails() {
+	local saver disk sectors
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	# Slow enough for the save not to be over before it fails.
+	modprobe dm-delay
+	dm_load "0 $sectors delay $disk 0 0 $disk 0 300"
+	begin_save "/dev/mapper/${KVMSNAP_DM:?}"
+	dm_load "0 $sectors error"
+	kill -CONT $saver
+	! wait $saver || return 1
+	dm_load "0 $sectors linear $disk 0"
+	cat "$work/error"
+	grep -q 'Input/output error' "$work/error"
+}
+
+# QEMU is killed in the middle: the helper says so, and leaves nothing.
+qemu_killed() {
+	local saver i
+	begin_failing
+	begin_save "$dir/snap"
+	guest_kill a
+	kill -CONT $saver
+	! wait $saver || return 1
+	cat "$work/error"
+	[ ! -e "$dir/snap" ]
+	[ ! -e "$dir/snap.partial" ]
+	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]
+}
+
+tap_case "given up: the pause would be too long" failing too_long
+tap_case "interrupted in the middle" failing signalled INT
+tap_case "the helper killed in the middle" failing signalled KILL
+tap_case "the disk full" failing disk_full
+tap_case "the disk fails" failing disk_fails
+tap_case "QMP lost in the middle" failing qmp_lost
+tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
+seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
+tap_case "the helper killed anywhere, seed $seed" failing killed_anywhere "$seed"
+tap_case "QEMU killed in the middle" qemu_killed
+tap_end
