@@ -152,13 +152,10 @@ static int start(struct checkpoint *c, struct error *err)
 
 	if (!ret)
 		ret = folder_read(&folder, c->dir, c->name, err);
-	if (!ret) {
+	if (!ret)
 		ret = saver_open(&c->saver, &c->save, c->interrupted, err);
-		if (ret)
-			saver_close(&c->saver);
-		else if (folder.nr)
-			c->saver.generation = folder.newest;
-	}
+	if (!ret && folder.nr)
+		c->saver.generation = folder.newest;
 	folder_free(&folder);
 	return ret;
 }

@@ -139,8 +139,6 @@ static bool serve(struct keeper *keeper, int client)
 		ret = saver_open(&keeper->saver, &keeper->opt, interrupted, &err);
 		keeper->open = !ret;
 		keeper->saver.why = anew;
-		if (ret)
-			saver_close(&keeper->saver);
 	}
 	if (!ret)
 		ret = saver_round(&keeper->saver, keeper->output, -1, &err);

@@ -30,8 +30,9 @@ static int save_once(const struct save_options *opt, const char *output, int fd,
 	struct saver saver;
 	int ret = saver_open(&saver, opt, catch_signals(), err);
 
-	if (!ret)
-		ret = saver_round(&saver, output, fd, err);
+	if (ret)
+		return ret;
+	ret = saver_round(&saver, output, fd, err);
 	if (!ret)
 		saver_report(&saver);
 	saver_close(&saver);

@@ -806,7 +806,11 @@ int saver_open(struct saver *saver, const struct save_options *opt,
 	ret = qemu_attach(&saver->qemu, opt->qmp, opt->pid, err);
 	if (!ret)
 		ret = open_session(saver, err);
-	return ret ? ret : guardian_start(&saver->guardian, &saver->qemu.qmp, opt->qmp, err);
+	if (!ret)
+		ret = guardian_start(&saver->guardian, &saver->qemu.qmp, opt->qmp, err);
+	if (ret)
+		saver_close(saver);
+	return ret;
 }
 
 void saver_close(struct saver *saver)

@@ -97,7 +97,7 @@ struct saver {
 	const char *why;		/* there is none that another could follow; NULL before the first */
 };
 
-/* Attach.  What fails here changes nothing.  @saver is to be closed all the same. */
+/* Attach.  What fails here changes nothing.  @saver is closed then. */
 int saver_open(struct saver *saver, const struct save_options *opt,
 	       const volatile sig_atomic_t *interrupted, struct error *err);
 

@@ -213,9 +213,7 @@ disk_error() {
 	dmsetup resume "$dm"
 	local status=0
 	refuses "put/output error" save --qmp "$qmp" --output "/dev/mapper/$dm" || status=1
-	dmsetup suspend "$dm"
-	echo "0 $size linear $dev 0" | dmsetup reload "$dm"
-	dmsetup resume "$dm"
+	dm_load "0 $size linear $dev 0"
 	as_before
 	return $status
 }
