@@ -447,20 +447,30 @@ void machine_destroy(struct machine *m)
 	munmap(m->ram, m->config.ram);
 }
 
-long machine_differs(const struct machine *m, int fd)
+static bool read_at(int fd, char *buf, size_t bytes, size_t at)
+{
+	if (pread(fd, buf, bytes, (off_t)at) == (ssize_t)bytes)
+		return true;
+	perror("vmm: reading the file");
+	return false;
+}
+
+long machine_differs(const struct machine *m, int fd, const uint16_t *part)
 {
 	static char buf[1 << 20];
+	size_t at, i, nr;
 	long differ = 0;
-	size_t at, i;
 
 	for (at = 0; at < m->config.ram; at += sizeof(buf)) {
-		if (pread(fd, buf, sizeof(buf), (off_t)at) != (ssize_t)sizeof(buf)) {
-			perror("vmm: reading the file");
+		if (!read_at(fd, buf, sizeof(buf), at))
 			return -1;
-		}
-		for (i = 0; i < sizeof(buf); i += GUEST_PAGE)
+		for (i = 0; i < sizeof(buf); i += GUEST_PAGE) {
+			nr = part ? part[(at + i) / GUEST_PAGE] : 0;
+			if (nr && !read_at(fd, buf + i, GUEST_PAGE, nr * m->config.ram + at + i))
+				return -1;
 			if (memcmp(buf + i, m->ram + at + i, GUEST_PAGE) && !differ++)
 				fprintf(stderr, "vmm: page %#zx differs\n", at + i);
+		}
 	}
 	return differ;
 }

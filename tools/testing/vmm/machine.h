@@ -89,8 +89,11 @@ int machine_logging(struct machine *m, bool on);
 /* Delete both memslots and make them again, each with the other's number; paused, logging on. */
 int machine_swap_slots(struct machine *m);
 
-/* How many pages of the file, page N at N * 4096, are not what the paused machine's RAM is; -1. */
-long machine_differs(const struct machine *m, int fd);
+/*
+ * How many pages of the file, page N at N * 4096, are not what the paused machine's RAM is; -1.  With @part
+ * the file has several images of its RAM, one behind the other, and @part tells which has page N.
+ */
+long machine_differs(const struct machine *m, int fd, const uint16_t *part);
 
 /* Rounds that the guest's programs have done, and those of its SMM handler. */
 uint64_t machine_work(const struct machine *m);

@@ -39,6 +39,7 @@ static const char usage[] =
 	"  --seed N\n"
 	"  --seconds S         run that long before the save (0.5)\n"
 	"  --generations N     to FILE, FILE.1, ...: what has changed, over reflinks (1)\n"
+	"  --append            all to FILE: what has changed, one behind the other\n"
 	"  --bench-harvest     save nothing: what does an entry of the ring cost?\n";
 
 static const char *const kinds[] = { "huge", "small", "memfd", "hugetlb" };
@@ -92,16 +93,31 @@ static int open_generation(const char *output, unsigned int nr, int last, size_t
 	return fd;
 }
 
+/* Note in @part which pages generation @nr has.  A negative errno. */
+static int note_written(const struct machine *m, int session, unsigned int nr, uint16_t *part)
+{
+	size_t pages = m->config.ram / GUEST_PAGE, i;
+	uint8_t *written = calloc(1, (pages + 63) / 64 * 8);
+	int err = written ? kvmsnap_get_written(session, 0, 0, pages, written) : -ENOMEM;
+
+	for (i = 0; !err && i < pages; i++)
+		if (written[i / 8] & 1 << i % 8)
+			part[i] = (uint16_t)nr;
+	free(written);
+	return err;
+}
+
 /*
- * Each generation after the first is what has changed, over a reflink of the last, which is made when that
- * one is there: the more pieces a file has, the longer it takes.
+ * Each generation after the first is what has changed: over a reflink of the last, which is made when that
+ * one is there (the more pieces a file has, the longer it takes); or with @part behind the last in its file,
+ * and @part, zeros at first, notes for each page which generation had it last.
  */
-static int save(struct machine *m, const char *output, unsigned int generations,
+static int save(struct machine *m, const char *output, unsigned int generations, uint16_t *part,
 		const struct live_options *options)
 {
 	struct live_options next = *options;
 	struct live_report report;
-	int fd = open_generation(output, 0, -1, m->config.ram), session, child = -1, err;
+	int fd = open_generation(output, 0, -1, m->config.ram * (part ? generations : 1)), session, child = -1, err;
 	double began, clone = 0;
 	unsigned int i;
 	long differ;
@@ -118,7 +134,8 @@ static int save(struct machine *m, const char *output, unsigned int generations,
 			machine_resume(m);
 			usleep(300000);
 			began = now();
-			err = child < 0 ? -1 : kvmsnap_set_target_at(session, child, 0, KVMSNAP_TARGET_CURRENT);
+			err = child < 0 ? -1 : kvmsnap_set_target_at(session, child, part ? i * m->config.ram : 0,
+								     KVMSNAP_TARGET_CURRENT);
 			close(fd);
 			fd = child;
 		}
@@ -127,12 +144,15 @@ static int save(struct machine *m, const char *output, unsigned int generations,
 		if (err)
 			break;
 		report.total = now() - began;
-		differ = machine_differs(m, fd);
+		err = part ? note_written(m, session, i, part) : 0;
+		if (err)
+			break;
+		differ = machine_differs(m, fd, part);
 		print_report(&report, m, !differ, clone);
 		err = differ != 0;
 		began = now();
 		if (!err && i + 1 < generations)
-			child = open_generation(output, i + 1, fd, m->config.ram);
+			child = part ? dup(fd) : open_generation(output, i + 1, fd, m->config.ram);
 		clone = now() - began;
 	}
 	live_end(m, session, options);
@@ -190,7 +210,7 @@ static int bench_harvest(struct machine *m, const char *output)
 int main(int argc, char **argv)
 {
 	enum { RAM = 256, KIND, FILLED, DIRTIED, VCPUS, RING, PATTERN, DEVICE, BALLOON, SMM, REAP_MS, PASSES,
-	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT, GENERATIONS, BENCH, RATE };
+	       DOWNTIME, HASH, COMPARE_ONLY, STAGE, SEED, SECONDS, OUTPUT, GENERATIONS, APPEND, BENCH, RATE };
 	static const struct option longs[] = {
 		{ "ram", required_argument, NULL, RAM }, { "kind", required_argument, NULL, KIND },
 		{ "filled", required_argument, NULL, FILLED },
@@ -207,6 +227,7 @@ int main(int argc, char **argv)
 		{ "seed", required_argument, NULL, SEED }, { "seconds", required_argument, NULL, SECONDS },
 		{ "output", required_argument, NULL, OUTPUT },
 		{ "generations", required_argument, NULL, GENERATIONS },
+		{ "append", no_argument, NULL, APPEND },
 		{ "bench-harvest", no_argument, NULL, BENCH }, { 0 }
 	};
 	struct machine_config config = { .ram = 256 << 20, .vcpus = 2, .ring = 65536,
@@ -215,7 +236,8 @@ int main(int argc, char **argv)
 	const char *output = NULL;
 	double run = 0.5;
 	unsigned int generations = 1;
-	bool bench = false;
+	bool bench = false, append = false;
+	uint16_t *part = NULL;
 	struct machine machine;
 	int c, err;
 
@@ -242,6 +264,7 @@ int main(int argc, char **argv)
 		case RATE: config.rate = strtoul(optarg, NULL, 0); break;
 		case OUTPUT: output = optarg; break;
 		case GENERATIONS: generations = (unsigned int)atoi(optarg); break;
+		case APPEND: append = true; break;
 		case BENCH: bench = true; break;
 		default: fputs(usage, stderr); return 2;
 		}
@@ -255,11 +278,19 @@ int main(int argc, char **argv)
 		return 2;
 	}
 
+	if (append) {
+		part = calloc(config.ram / GUEST_PAGE, sizeof(*part));
+		if (!part || generations > UINT16_MAX) {
+			fputs("vmm: too many generations, or no memory\n", stderr);
+			return 1;
+		}
+	}
 	if (machine_create(&machine, &config))
 		return 1;
 	machine_resume(&machine);
 	usleep((useconds_t)(run * 1e6));
-	err = bench ? bench_harvest(&machine, output) : save(&machine, output, generations, &options);
+	err = bench ? bench_harvest(&machine, output) : save(&machine, output, generations, part, &options);
 	machine_destroy(&machine);
+	free(part);
 	return err ? 1 : 0;
 }

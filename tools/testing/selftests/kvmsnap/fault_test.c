@@ -198,7 +198,7 @@ static enum outcome save_with_fault(struct machine *m, size_t which, unsigned in
 			outcome = WRONG;
 		}
 	}
-	if (whole && outcome != CLOSED && outcome != WRONG && machine_differs(m, s.file[2]))
+	if (whole && outcome != CLOSED && outcome != WRONG && machine_differs(m, s.file[2], NULL))
 		outcome = WRONG;
 	close(s.session);
 	for (i = 0; i < 3; i++)

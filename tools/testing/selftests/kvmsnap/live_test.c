@@ -40,7 +40,7 @@ static long save_live(const struct machine_config *config, const struct live_opt
 	machine_resume(m);
 	usleep(100000);
 	if (!live_save(m, target, options, true, report))
-		differ = machine_differs(m, target);
+		differ = machine_differs(m, target, NULL);
 	machine_destroy(m);
 	close(target);
 	return differ;
@@ -189,7 +189,7 @@ TEST_F(reclaimed, while_saved)
 	swapped = vm_event("pswpout");
 	ASSERT_EQ(0, pthread_create(&thread, NULL, reclaim, &m));
 	EXPECT_EQ(0, live_save(&m, target, &few_passes, true, &report));
-	EXPECT_EQ(0, machine_differs(&m, target));
+	EXPECT_EQ(0, machine_differs(&m, target, NULL));
 	pthread_cancel(thread);
 	pthread_join(thread, NULL);
 	EXPECT_LIVE(report);
@@ -415,7 +415,7 @@ static long finish(struct machine *m, int session, int target)
 	machine_pause(m);
 	if (kvmsnap_harvest(session, NULL) || pass_dirty(session, KVMSNAP_QUEUE_STOPPED))
 		return -1;
-	return machine_differs(m, target);
+	return machine_differs(m, target, NULL);
 }
 
 static uint64_t all_dirty(int session)
@@ -1090,7 +1090,7 @@ TEST_F(observed, logged_before)
 	ASSERT_EQ(0, kvmsnap_harvest(self->session, &harvest));
 	EXPECT_EQ(RAM / PAGE, harvest.pages_dirty);
 	EXPECT_EQ(0, pass_dirty(self->session, KVMSNAP_QUEUE_STOPPED));
-	EXPECT_EQ(0, machine_differs(&self->m, self->target));
+	EXPECT_EQ(0, machine_differs(&self->m, self->target, NULL));
 	EXPECT_EQ(1, all_dirty(self->session));
 }
 
