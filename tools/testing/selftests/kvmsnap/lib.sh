@@ -5,6 +5,10 @@ libexec=/usr/lib/kvmsnap-tests
 work=${KVMSNAP_WORK:-/tmp/kvmsnap}
 mkdir -p "$work"
 
+# Without a process, which costs an emulated CPU as much as a short sleep is long.
+exec {asleep}<> <(:)
+sleep() { read -r -t "${1%s}" -u $asleep || true; }
+
 # KVMSNAP_QEMU=backports: the newest packaged QEMU for the guests, which is unpacked beside the stable one.
 if [ "${KVMSNAP_QEMU:-}" = backports ] && [ ! -e "$work/bin/qemu-system-x86_64" ]; then
 	mkdir -p "$work/bin"
@@ -208,7 +212,10 @@ hmp() {
 }
 
 guest_status() {
-	qmp "$1" '{"execute":"query-status"}' | jq -r 'select(.return.status) | .return.status'
+	local said
+	said=$(qmp "$1" '{"execute":"query-status"}')
+	# Its last line; others are events.
+	[[ ! ${said##*$'\n'} =~ ^\{\"return\".*\"status\":\ \"([a-z-]+)\" ]] || echo "${BASH_REMATCH[1]}"
 }
 
 # feign_end NAME FILE: the state of the stopped guest's clock, whose memory the guest may write as it likes,
