@@ -411,7 +411,6 @@ qemu_made_file() {
 }
 
 tracing() {
-	perf list 'kvmsnap:*' 2>/dev/null | grep -q kvmsnap:kvmsnap_write_complete
 	perf record -q -e 'kvmsnap:*' -a -o "$work/perf.data" -- \
 		kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/out" 2>"$work/err" || { cat "$work/err"; return 1; }
 	perf script -i "$work/perf.data" 2>/dev/null >"$work/perf.txt"
@@ -424,7 +423,7 @@ tracing() {
 	[ "$submitted" = "$completed" ]
 	[ "$submitted" -le "$small" ]
 	[ "$submitted" -ge $((small - (1 << 20))) ]
-	perf script -i "$work/perf.data" 2>/dev/null | "$libexec/write-histograms" >"$work/out"
+	"$libexec/write-histograms" <"$work/perf.txt" >"$work/out"
 	cat "$work/out"
 	grep -q 'latency' "$work/out" && grep -q 'size' "$work/out"
 	rm "$dir/snap"
