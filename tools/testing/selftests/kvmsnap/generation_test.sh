@@ -84,7 +84,6 @@ exact_each_time() {
 	start "$@" $(drive work)
 	for n in $(seq "$count"); do
 		[ "$n" != "$count" ] || last=--last
-		[ $((n % 10)) != 0 ] || echo "# generation $n, $SECONDS s" >&3
 		# shellcheck disable=SC2086
 		incremental "$n" ${how[$((n % 4))]} --checksum $last
 		[ "$(jq .generation "$work/report.$n")" = "$n" ]

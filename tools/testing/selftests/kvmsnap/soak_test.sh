@@ -99,10 +99,6 @@ at_random() {
 	for g in $guests; do start "$g"; done
 	until=$(($(date +%s) + soak))
 	for g in $guests; do chaos "$g" $until & done
-	while [ "$(date +%s)" -lt $((until - 60)) ]; do
-		sleep 60
-		echo "# $SECONDS s: $(cat "$work"/did.* | wc -l) saves" >&3
-	done
 	wait
 	[ ! -e "$work/trouble" ] || { cat "$work/trouble"; return 1; }
 	sort "$work"/did.* | uniq -c | sed 's/^/# /' >&3
