@@ -41,16 +41,12 @@ go_on() {
 	guest_goes_on a
 }
 
-# start ARG...: guest a, which nothing follows; the last case's, if it was started so and still lives.
+# start ARG...: guest a, which nothing follows.
 start() {
 	keepers_end
 	rm -f "$dir"/*.snap* "$work"/report.* "$work"/at.*
-	if [ "$(cat "$work/a.args" 2>/dev/null)" != "$GUEST_RING $*" ] || ! kill -0 "$(cat "$work/a.pid")" 2>/dev/null; then
-		guest_kill a
-		guest_start a "$work_args" "$@"
-		echo "$GUEST_RING $*" >"$work/a.args"
-	fi
-	go_on
+	guest_again a "$work_args" "$@"
+	guest_goes_on a
 }
 
 # It does not work while others do.

@@ -13,15 +13,10 @@ work_args="fill=24 zero=4 tick=100 writers=2 write=6"
 live="--live --max-downtime 1us --allow-downtime 60s"
 GUEST_RING=1024
 
-# The guest that saves fail of: one for all of them, as long as they leave it as it was.
-unharmed() { cp "$work/a.pid" "$work/unharmed"; }
+# The guest that saves fail of: one for all of them.
 begin_failing() {
 	rm -f "$dir/snap"*
-	if ! cmp -s "$work/unharmed" "$work/a.pid"; then
-		guest_kill a
-		guest_start a "$work_args" -m ${mem}M
-	fi
-	rm -f "$work/unharmed"
+	guest_again a "$work_args" -m ${mem}M
 	guest_goes_on a
 }
 
@@ -38,7 +33,7 @@ failing() {
 	[ "$(last_tick a)" -gt "$ticks" ]
 	not_logging a
 	for _ in $(seq 100); do
-		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && unharmed && return
+		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return
 		sleep 0.1
 	done
 	return 1

@@ -144,30 +144,49 @@ static int within_allowed(const uint8_t *a, const uint8_t *b)
 	return last - first < allowed && !excused;
 }
 
+/* From PAGE on, how many pages of N the file has one behind the other, or has none of. */
+static size_t run(const struct block *b, uint64_t page, size_t n)
+{
+	uint64_t step = b->where[page] ? 4096 : 0;
+	size_t i = 1;
+
+	while (i < n && b->where[page + i] == b->where[page] + i * step)
+		i++;
+	return i;
+}
+
 static void compare(const struct block *b)
 {
-	static uint8_t ram[CHUNK], disk[4096];
+	static uint8_t ram[CHUNK], disk[CHUNK];
 	uint64_t done, page;
 
 	for (done = 0; done < b->used; done += CHUNK) {
-		size_t n = b->used - done < CHUNK ? (size_t)(b->used - done) : CHUNK, i;
+		size_t n = b->used - done < CHUNK ? (size_t)(b->used - done) : CHUNK, i, end, bytes;
 
 		if (pread(mem, ram, n, (off_t)(b->hva + done)) != (ssize_t)n)
 			die("can't read the guest's memory");
-		for (i = 0; i < n; i += 4096) {
+		for (i = 0; i < n; i = end) {
 			page = (done + i) / 4096;
-			memset(disk, 0, 4096);
-			if (b->where[page] && pread(file, disk, 4096, (off_t)(b->where[page] - 1)) != 4096)
+			bytes = run(b, page, (n - i) / 4096) * 4096;
+			end = i + bytes;
+			if (!b->where[page])
+				memset(disk + i, 0, bytes);
+			else if (pread(file, disk + i, bytes, (off_t)(b->where[page] - 1)) != (ssize_t)bytes)
 				die("the file ends in its pages");
-			if (!memcmp(ram + i, disk, 4096))
+			if (!memcmp(ram + i, disk + i, bytes))
 				continue;
-			if (within_allowed(ram + i, disk)) {
-				excused++;
-				continue;
+			for (; i < end; i += 4096) {
+				if (!memcmp(ram + i, disk + i, 4096))
+					continue;
+				if (within_allowed(ram + i, disk + i)) {
+					excused++;
+					continue;
+				}
+				page = (done + i) / 4096;
+				if (different++ < 5)
+					printf("%s: page %" PRIu64 " differs (%s)\n", b->name, page,
+					       b->where[page] ? "in the file" : "not in the file");
 			}
-			if (different++ < 5)
-				printf("%s: page %" PRIu64 " differs (%s)\n", b->name, page,
-				       b->where[page] ? "in the file" : "not in the file");
 		}
 	}
 }

@@ -7,32 +7,36 @@
 . /usr/lib/kvmsnap-tests/lib.sh
 dir=${KVMSNAP_DIR:?}
 # Its QEMU too, when the one that has started it is not there to pass a signal on.
-guest_kill_all() {
+restored_kill() {
 	local qemu
 	for qemu in "$work"/*.qemu; do
 		[ -e "$qemu" ] || continue
 		kill -9 "$(cat "$qemu")" 2>/dev/null || true
 		rm -f "$qemu"
 	done
-	guest_kill a
 	guest_kill b
 	guest_kill c
-	keepers_end
 }
-trap guest_kill_all EXIT
+trap 'restored_kill; guest_kill a; keepers_end' EXIT
 
 mem=160
 work_args="fill=24 zero=4 tick=100 writers=2 write=3 rest=20"
 GUEST_RING=1024
 
-# A file to restore from, with checksums; its guest goes.
-make_file() {
-	guest_kill_all
+# begin ARG...: guest a, which nothing follows, and no files.
+begin() {
+	restored_kill
+	keepers_end
 	rm -f "$dir"/snap* "$dir"/*.snap
-	guest_start a "$work_args" "$@"
+	guest_again a "$work_args" "$@"
 	guest_goes_on a
+}
+
+# A file to restore from, with checksums; its guest rests.
+make_file() {
+	begin "$@"
 	kvmsnap save --qmp "$work/a.qmp" --output "$dir/snap" --checksum
-	guest_kill a
+	qmp a '{"execute":"stop"}' >/dev/null
 }
 
 # restore NAME OPTION... -- ARG...: guest NAME by kvmsnap restore; paused.
@@ -69,7 +73,7 @@ goes_on() {
 
 ends() {
 	qmp "$1" '{"execute":"quit"}' >/dev/null
-	wait "$(cat "$work/$1.pid")"
+	wait "$(<"$work/$1.pid")"
 }
 
 loaded() {
@@ -128,9 +132,7 @@ instant() {
 # A block device that a guest is mapped from is not to be written over.
 instant_from_device() {
 	local dev=/dev/mapper/${KVMSNAP_DM:?}
-	guest_kill a
-	guest_start a "$work_args" -m ${mem}M
-	guest_goes_on a
+	begin -m ${mem}M
 	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
 	restore b "$dev" --instant -- -m ${mem}M
 	goes_on b
@@ -140,16 +142,12 @@ instant_from_device() {
 	guest_goes_on b
 	ends b
 	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
-	guest_kill a
 }
 
 # Each generation of an appended file, and of QEMU's own making: copied, then mapped.
 instant_of_others() {
 	local n
-	guest_kill a
-	rm -f "$dir"/snap* "$dir"/*.snap
-	guest_start a "$work_args" -m ${mem}M
-	guest_goes_on a
+	begin -m ${mem}M
 	for n in 1 2; do
 		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/vm.snap" --stay-stopped
 		qmp a '{"execute":"cont"}' >/dev/null
@@ -174,6 +172,7 @@ instant_of_others() {
 	same b "$dir/snap"
 	goes_on b
 	ends b
+	# It would send such files from now on.
 	guest_kill a
 }
 
@@ -236,7 +235,9 @@ printed() {
 	done
 	cat "$work/p.log"
 	[ "$i" -lt 100 ]
-	kill $pid
+	# Not the shell alone.
+	qmp p '{"execute":"quit"}' >/dev/null
+	wait $pid
 }
 
 migrated() {	# NAME STATUS: a migration of it ends so
@@ -268,10 +269,7 @@ wait_received() {
 received() {
 	local how=$1 flavour
 	shift
-	guest_kill a
-	rm -f "$dir"/snap* "$dir"/*.snap
-	guest_start a "$work_args" "$@"
-	guest_goes_on a
+	begin "$@"
 	if [ "$how" = stopped ]; then
 		kvmsnap save --stay-stopped --qmp "$work/a.qmp" --output "$dir/snap.first" --quiet
 		feign_end a "$dir/snap.first"
@@ -286,7 +284,6 @@ received() {
 	[ "$(stat -c %s "$dir/snap")" -lt $(((mem + 48) << 20)) ]
 	same_ram a "$dir/snap"
 	kvmsnap verify "$dir/snap"
-	guest_kill a
 	for flavour in plain multifd; do
 		restored_goes_on "$dir/snap" $flavour "$@"
 	done
@@ -309,10 +306,7 @@ receiving() {
 
 receive_fails() {
 	local signal
-	guest_kill a
-	rm -f "$dir"/snap* "$dir"/*.snap
-	guest_start a "$work_args" -m ${mem}M
-	guest_goes_on a
+	begin -m ${mem}M
 	# Cancelled.
 	migrate 4000000
 	receiving
@@ -351,18 +345,14 @@ receive_fails() {
 	migrated a completed
 	wait_received
 	same_ram a "$dir/snap"
-	guest_kill a
 }
 
 # A stream that ends anywhere is none.
 cut_streams() {
 	local size i at
-	guest_kill a
-	rm -f "$dir"/snap*
-	guest_start a "fill=8 zero=1 tick=100" -m 128M
+	begin -m ${mem}M
 	qmp a '{"execute":"stop"}' "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"exec:cat >$dir/stream\"}}" >/dev/null
 	migrated a completed
-	guest_kill a
 	size=$(stat -c %s "$dir/stream")
 	for at in 0 1 4 8 9 20 40 100 $((size / 3)) $((size / 2)) $((size - 60000)) $((size - 3000)) $((size - 6)) $((size - 1)); do
 		! head -c "$at" "$dir/stream" | kvmsnap receive "$dir/snap" 2>"$work/error" || return 1
@@ -394,10 +384,7 @@ pmem() {
 # A core's bytes and registers are QEMU's, and gdb finds the kernel's own words where the kernel says.
 exported() {
 	local GUEST_PACKED=1 mib=$((1 << 20)) args=(-machine "pc,max-ram-below-4g=128M" -smp 2 -m 192M) banner n
-	guest_kill_all
-	rm -f "$dir"/snap* "$dir"/*.snap "$dir"/pmem*
-	guest_start a "$work_args symbol=linux_banner" "${args[@]}"
-	guest_goes_on a
+	work_args="$work_args symbol=linux_banner" begin "${args[@]}"
 	# Twice: pages of the second are in two images.
 	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/snap" --quiet
 	guest_goes_on a
@@ -429,7 +416,6 @@ exported() {
 	done
 	[ "$(grep -c '^rip' "$work/gdb")" = 2 ]
 	rm -f "$dir"/gdb* "$dir"/pmem* "$dir/core"
-	guest_kill_all
 }
 
 # Main memory in two blocks, whose order the file does not tell.
@@ -450,21 +436,22 @@ exported_nodes() {
 	rm "$dir/core"
 }
 
+# Those that can share a guest come one after the other.
 tap_case "usage errors" usage_errors
 tap_case "loaded, pc" loaded -m ${mem}M
+tap_case "instant, from a block device" instant_from_device
+tap_case "printed" printed
+tap_case "streams that are cut off" cut_streams
+tap_case "receive fails: the guest runs on" receive_fails
+tap_case "received, live" received live -m ${mem}M
+tap_case "instant, of appended and of QEMU's files" instant_of_others
 tap_case "loaded, q35, 2 vCPUs" loaded -machine q35 -smp 2 -m ${mem}M
+tap_case "received, stopped, q35" received stopped -machine q35 -smp 2 -m ${mem}M
 GUEST_DEFAULTS='' tap_case "instant, pc, and reset" instant --reset -m ${mem}M
 tap_case "instant, q35, NUMA nodes" instant -machine q35 -smp 2 -m ${mem}M \
 	-object memory-backend-ram,id=n0,size=$((mem / 2))M -object memory-backend-memfd,id=n1,size=$((mem / 2))M \
 	-numa node,memdev=n0,cpus=0 -numa node,memdev=n1,cpus=1
-tap_case "instant, from a block device" instant_from_device
-tap_case "instant, of appended and of QEMU's files" instant_of_others
 tap_case "not like the one that was saved" mismatches
-tap_case "printed" printed
 tap_case "exported to gdb" exported
 tap_case "exported, NUMA nodes" exported_nodes
-tap_case "received, live" received live -m ${mem}M
-tap_case "received, stopped, q35" received stopped -machine q35 -smp 2 -m ${mem}M
-tap_case "receive fails: the guest runs on" receive_fails
-tap_case "streams that are cut off" cut_streams
 tap_end
