@@ -411,7 +411,7 @@ qemu_made_file() {
 }
 
 tracing() {
-	perf record -q -e 'kvmsnap:*' -a -o "$work/perf.data" -- \
+	perf record -q -B -N --synth no -e 'kvmsnap:*' -a -o "$work/perf.data" -- \
 		kvmsnap save --qmp "$qmp" --output "$dir/snap" --json >"$work/out" 2>"$work/err" || { cat "$work/err"; return 1; }
 	perf script -i "$work/perf.data" 2>/dev/null >"$work/perf.txt"
 	# Every byte that the module wrote is in the trace, submitted and completed.

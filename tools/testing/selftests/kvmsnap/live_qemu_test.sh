@@ -23,13 +23,15 @@ GUEST_RING=1024
 # "any" where much comes and goes.
 looks=some
 
-# live_trip "KERNEL ARGS" MIDDLE ARG...: MIDDLE is called while the save runs.
+# live_trip "KERNEL ARGS" MIDDLE ARG...: MIDDLE is called while the save runs.  With $again, the guest may be
+# one that another case has left, and is left.
+again=
 live_trip() {
 	local args=$1 middle=$2 writes reads modes flavour saver
 	shift 2
-	guest_kill a
-	rm -f "$dir/snap" "$dir/ram."*
-	guest_start a "$args" "$@"
+	rm -f "$dir/snap"
+	[ -n "$again" ] || guest_kill a
+	guest_again a "$args" "$@"
 	guest_goes_on a
 	writes=$(guest_count a writes) reads=$(guest_count a reads) modes=$(guest_count a modes)
 	# shellcheck disable=SC2086
@@ -59,11 +61,10 @@ live_trip() {
 	case $args in *video=1*) [ "$(guest_count a modes)" -gt "$((modes + 10))" ] ;; esac
 	same_ram a "$dir/snap"
 	kvmsnap verify "$dir/snap"
-	guest_kill a
+	[ -n "$again" ] || guest_kill a
 	# By turns: what the file is has been seen, and qemu_test.sh loads such files both ways.
 	flavour=plain
 	[ $((tap_count % 2)) = 0 ] || flavour=multifd
-	rm -f "$dir/ram."*
 	# shellcheck disable=SC2046
 	restored_goes_on "$dir/snap" "$flavour" "$@" $(${middle}_restored)
 }
@@ -187,7 +188,7 @@ with_ksm() {
 }
 
 staged() {
-	local live="$live --stage 64M"
+	local live="$live --stage 64M" again=1
 	live_trip "$work_args" nothing -m ${mem}M
 	[ "$(jq '.staged_bytes > 0' "$work/report")" = true ]
 }
@@ -199,8 +200,7 @@ slow_disk() {
 	sectors=$(blockdev --getsz "$disk")
 	modprobe dm-delay
 	dm_load "0 $sectors delay $disk 0 0 $disk 0 200"
-	guest_kill a
-	guest_start a "$work_args" -m ${mem}M
+	guest_again a "$work_args" -m ${mem}M
 	guest_goes_on a
 	ticks=$(last_tick a)
 	kvmsnap save --live --max-passes 2 --max-downtime 1us --allow-downtime 60s --stage 64M \
@@ -227,20 +227,20 @@ cancel_logging() {
 cancel_logging_restored() { :; }
 
 with_logging_lost() {
-	local looks=all tracking=compare live="$live --bandwidth 60M"
+	local looks=all tracking=compare live="$live --bandwidth 60M" again=1
 	live_trip "$work_args" cancel_logging -m ${mem}M
 }
 
 # No faster than that while the guest runs, and as fast as can be when it does not.
 with_bandwidth() {
-	local live="$live --bandwidth 40M --max-passes 2"
+	local live="$live --bandwidth 40M --max-passes 2" again=1
 	live_trip "$work_args" nothing -m ${mem}M
 	jq -e '.phases.live > 0.9 * (.written_bytes - .paused_written_bytes) / (40 * 1048576)' "$work/report"
 }
 
 # Passes don't get shorter: QEMU slows the guest down, and does so no more afterwards.
 with_throttle() {
-	local live="$live --throttle 1M"
+	local live="$live --throttle 1M" again=1
 	live_trip "$work_args" nothing -m ${mem}M
 	[ "$(jq .throttled "$work/report")" = true ]
 }
