@@ -103,8 +103,8 @@ guest_start() {
 # guest_again NAME "KERNEL ARGS" ARG...: as guest_start, or the guest that an earlier case has left, if that was
 # started so, is no worse for it, and lives.
 guest_again() {
-	local how pid=
-	how="${GUEST_RING:-} ${GUEST_DEFAULTS-none} ${GUEST_MODULES:-} ${*:2}"
+	local how pid
+	how="${GUEST_RING:-} ${GUEST_DEFAULTS-none} ${GUEST_MODULES:-} ${GUEST_PACKED:-} ${*:2}"
 	if [ "$(cat "$work/$1.how" 2>/dev/null)" = "$how" ] && read -r pid <"$work/$1.pid" && kill -0 "$pid"; then
 		qmp "$1" '{"execute":"cont"}' >/dev/null
 	else

@@ -144,15 +144,24 @@ static int within_allowed(const uint8_t *a, const uint8_t *b)
 	return last - first < allowed && !excused;
 }
 
-/* From PAGE on, how many pages of N the file has one behind the other, or has none of. */
-static size_t run(const struct block *b, uint64_t page, size_t n)
+/* What the file has for N pages of a block, from PAGE on.  What lies together is read at once. */
+static void read_pages(const struct block *b, uint64_t page, size_t n, uint8_t *disk)
 {
-	uint64_t step = b->where[page] ? 4096 : 0;
-	size_t i = 1;
+	const uint64_t *where = b->where + page;
+	size_t i, end;
 
-	while (i < n && b->where[page + i] == b->where[page] + i * step)
-		i++;
-	return i;
+	for (i = 0; i < n; i = end) {
+		uint64_t step = where[i] ? 4096 : 0;
+		size_t bytes;
+
+		for (end = i + 1; end < n && where[end] == where[end - 1] + step; end++)
+			;
+		bytes = (end - i) * 4096;
+		if (!where[i])
+			memset(disk + i * 4096, 0, bytes);
+		else if (pread(file, disk + i * 4096, bytes, (off_t)(where[i] - 1)) != (ssize_t)bytes)
+			die("the file ends in its pages");
+	}
 }
 
 static void compare(const struct block *b)
@@ -161,32 +170,22 @@ static void compare(const struct block *b)
 	uint64_t done, page;
 
 	for (done = 0; done < b->used; done += CHUNK) {
-		size_t n = b->used - done < CHUNK ? (size_t)(b->used - done) : CHUNK, i, end, bytes;
+		size_t n = b->used - done < CHUNK ? (size_t)(b->used - done) : CHUNK, i;
 
 		if (pread(mem, ram, n, (off_t)(b->hva + done)) != (ssize_t)n)
 			die("can't read the guest's memory");
-		for (i = 0; i < n; i = end) {
-			page = (done + i) / 4096;
-			bytes = run(b, page, (n - i) / 4096) * 4096;
-			end = i + bytes;
-			if (!b->where[page])
-				memset(disk + i, 0, bytes);
-			else if (pread(file, disk + i, bytes, (off_t)(b->where[page] - 1)) != (ssize_t)bytes)
-				die("the file ends in its pages");
-			if (!memcmp(ram + i, disk + i, bytes))
+		read_pages(b, done / 4096, n / 4096, disk);
+		for (i = 0; i < n; i += 4096) {
+			if (!memcmp(ram + i, disk + i, 4096))
 				continue;
-			for (; i < end; i += 4096) {
-				if (!memcmp(ram + i, disk + i, 4096))
-					continue;
-				if (within_allowed(ram + i, disk + i)) {
-					excused++;
-					continue;
-				}
-				page = (done + i) / 4096;
-				if (different++ < 5)
-					printf("%s: page %" PRIu64 " differs (%s)\n", b->name, page,
-					       b->where[page] ? "in the file" : "not in the file");
+			if (within_allowed(ram + i, disk + i)) {
+				excused++;
+				continue;
 			}
+			page = (done + i) / 4096;
+			if (different++ < 5)
+				printf("%s: page %" PRIu64 " differs (%s)\n", b->name, page,
+				       b->where[page] ? "in the file" : "not in the file");
 		}
 	}
 }
