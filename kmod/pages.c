@@ -236,8 +236,9 @@ static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, un
 	if (!vma || (vma->vm_flags & (VM_IO | VM_PFNMAP)) || !(vma->vm_flags & VM_READ))
 		goto out;
 	end = min(end, vma->vm_end);
+	/* What is mapped: the inode of a device's node is one of devtmpfs. */
 	if (vma->vm_file)
-		magic = file_inode(vma->vm_file)->i_sb->s_magic;
+		magic = vma->vm_file->f_mapping->host->i_sb->s_magic;
 
 	if (kvmsnap_vma_needs_uffd(vma)) {
 		/* 6.1's hugetlb doesn't know FOLL_NOFAULT. */

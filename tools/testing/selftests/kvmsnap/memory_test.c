@@ -109,20 +109,28 @@ FIXTURE(file) {
 };
 
 FIXTURE_VARIANT(file) {
-	bool memory;
+	enum { MEMORY, DISK, DEVICE } where;
 	int flags;
 };
 
-FIXTURE_VARIANT_ADD(file, memfd_shared) { true, MAP_SHARED };
-FIXTURE_VARIANT_ADD(file, memfd_private) { true, MAP_PRIVATE };
-FIXTURE_VARIANT_ADD(file, disk_shared) { false, MAP_SHARED };
-FIXTURE_VARIANT_ADD(file, disk_private) { false, MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(file, memfd_shared) { MEMORY, MAP_SHARED };
+FIXTURE_VARIANT_ADD(file, memfd_private) { MEMORY, MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(file, disk_shared) { DISK, MAP_SHARED };
+FIXTURE_VARIANT_ADD(file, disk_private) { DISK, MAP_PRIVATE };
+FIXTURE_VARIANT_ADD(file, device_shared) { DEVICE, MAP_SHARED };
+FIXTURE_VARIANT_ADD(file, device_private) { DEVICE, MAP_PRIVATE };
 
 FIXTURE_SETUP(file)
 {
+	const char *dm = getenv("KVMSNAP_DM");
+
+	if (variant->where == DEVICE && !dm)
+		SKIP(return, "no device-mapper device");
 	self->bytes = 64 * MIB;
-	self->fd = variant->memory ? memfd_create("guest", 0) : target_create(self->bytes);
-	ASSERT_EQ(0, ftruncate(self->fd, (off_t)self->bytes));
+	self->fd = variant->where == DEVICE ? dm_open(dm) :
+		   variant->where == DISK ? target_create(self->bytes) : memfd_create("guest", 0);
+	if (variant->where != DEVICE)
+		ASSERT_EQ(0, ftruncate(self->fd, (off_t)self->bytes));
 	ASSERT_EQ(0, setup_with(&self->s, map_memory(self->bytes, PROT_READ | PROT_WRITE, variant->flags,
 						     self->fd),
 				self->bytes, target_create(self->bytes), 0));
@@ -160,7 +168,7 @@ TEST_F(file, evicted_pages)
 	total = resident(self->s.mem, self->bytes);
 	ASSERT_EQ(0, swap_on());
 	ASSERT_EQ(0, madvise(self->s.mem, self->bytes, MADV_PAGEOUT));
-	if (!variant->memory) {
+	if (variant->where != MEMORY) {
 		ASSERT_EQ(0, fsync(self->fd));
 		ASSERT_EQ(0, madvise(self->s.mem, self->bytes, MADV_PAGEOUT));
 		ASSERT_EQ(0, run("echo 1 >/proc/sys/vm/drop_caches"));
@@ -168,6 +176,22 @@ TEST_F(file, evicted_pages)
 	EXPECT_GT(total / 2, resident(self->s.mem, self->bytes));
 	ASSERT_EQ(0, save_all(self->s.session));
 	EXPECT_EQ(0, swap_off());
+	EXPECT_TRUE(same_as_file(self->s.target, 0, copy, self->bytes));
+	free(copy);
+}
+
+/* What nobody has read yet: there is nothing in the page tables, and of a disk nothing in memory. */
+TEST_F(file, never_mapped_pages)
+{
+	char *copy = malloc(self->bytes);
+
+	fill_pages(copy, self->bytes / PAGE, 6);
+	ASSERT_EQ((ssize_t)self->bytes, pwrite(self->fd, copy, self->bytes, 0));
+	if (variant->where != MEMORY) {
+		ASSERT_EQ(0, fsync(self->fd));
+		ASSERT_EQ(0, run("echo 1 >/proc/sys/vm/drop_caches"));
+	}
+	ASSERT_EQ(0, save_all(self->s.session));
 	EXPECT_TRUE(same_as_file(self->s.target, 0, copy, self->bytes));
 	free(copy);
 }

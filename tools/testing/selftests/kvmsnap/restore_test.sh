@@ -135,6 +135,9 @@ instant_from_device() {
 	begin -m ${mem}M
 	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
 	restore b "$dev" --instant -- -m ${mem}M
+	# What it has not read yet is on the device only, and saved nevertheless.
+	kvmsnap save --qmp "$work/b.qmp" --output "$dir/snap"
+	same b "$dir/snap"
 	goes_on b
 	! kvmsnap save --qmp "$work/a.qmp" --output "$dev" 2>"$work/error" || return 1
 	cat "$work/error"
