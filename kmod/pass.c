@@ -5,8 +5,9 @@
  * The work is cut in chunks of 2 MiB.  A worker takes the next chunk, looks its pages up
  * with the VM's mm in use, lets go of the mm, and sends each run of pages with content
  * off as one request.  It never holds the mm while it waits for the target, so that a
- * dying VMM is not kept alive by a slow disk, and never sleeps for anything a VMM
- * controls: it queues itself for later instead.
+ * dying VMM is not kept alive by a slow disk, and never sleeps for guest memory: it queues
+ * itself for later instead.  Of what a VMM may control it sleeps for the target alone, with
+ * whatever write() to it sleeps for: a slow device, or the lock of its inode.
  *
  * After KVMSNAP_TURN_CHUNKS chunks a worker goes to the end of the queue, so that the
  * sessions of several VMs share the CPUs.

@@ -12,8 +12,12 @@
 
 #include "region.h"
 
-/* Charged to the owner, and no news when there is none: the length is the caller's. */
-#define KVMSNAP_GFP_BITMAP	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN)
+/*
+ * Charged to the owner.  The length is the caller's: no news when there is not enough, and nobody is
+ * killed for it.
+ */
+#define KVMSNAP_GFP_BITMAP \
+	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
 
 unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region)
 {

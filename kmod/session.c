@@ -486,7 +486,10 @@ out_file:
 	return err;
 }
 
-/* Another process's memory is ours to read only where it is the VM's. */
+/*
+ * Another process's memory is ours to read only where it is the VM's, at both ends: between them may
+ * lie what is cut out of RAM.
+ */
 static int kvmsnap_session_check_memslots(struct kvmsnap_session *session,
 					  const struct kvmsnap_region *region)
 {
