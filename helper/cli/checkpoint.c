@@ -72,9 +72,7 @@ static int compact(struct checkpoint *c, struct error *err)
 	int ret;
 
 	folder_path(path, sizeof(path), c->dir, c->name, chain->generation[first].record.generation);
-	ret = guardian_partial(&saver->guardian, path);
-	if (ret)
-		ret = error_set(err, -ret, "%s: %s", path, strerror(-ret));
+	ret = guardian_partial(&saver->guardian, path, err);
 	if (!ret)
 		ret = target_open(&target, path, -1, false, err);
 	if (!ret)
@@ -82,7 +80,7 @@ static int compact(struct checkpoint *c, struct error *err)
 	/* Whatever --sync says: what it takes the place of may have been durable for long. */
 	if (!ret)
 		ret = target_commit(&target, SYNC_FULL, err);
-	guardian_partial(&saver->guardian, NULL);
+	guardian_partial(&saver->guardian, NULL, err);
 	if (!ret) {
 		unlink(saver->last_path);
 		ret = saver_moved(saver, path, target.fd, err);

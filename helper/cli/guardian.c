@@ -187,18 +187,18 @@ void guardian_logging(struct guardian *guardian, bool logging)
 	say(guardian, logging ? SAYS_LOGGING : SAYS_QUIET);
 }
 
-int guardian_partial(struct guardian *guardian, const char *path)
+int guardian_partial(struct guardian *guardian, const char *path, struct error *err)
 {
 	char text[GUARDIAN_MAX_PATH + 2] = { SAYS_PARTIAL }, cwd[GUARDIAN_MAX_PATH] = "";
 	int len = 0;
 
 	/* It stays where it was started. */
 	if (path && path[0] != '/' && !getcwd(cwd, sizeof(cwd)))
-		return -ENAMETOOLONG;
+		return error_set(err, errno, "the current folder: %s", strerror(errno));
 	if (path)
 		len = snprintf(text + 1, sizeof(text) - 1, "%s%s%s" TARGET_PARTIAL, cwd, cwd[0] ? "/" : "", path);
 	if (len > GUARDIAN_MAX_PATH)
-		return -ENAMETOOLONG;
+		return error_set(err, ENAMETOOLONG, "%s: the path is longer than %d bytes", path, GUARDIAN_MAX_PATH);
 	say_text(guardian, text, strlen(text) + 1);
 	return 0;
 }

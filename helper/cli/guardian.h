@@ -28,10 +28,10 @@ void guardian_logging(struct guardian *guardian, bool logging);
 
 /*
  * From now on a file that is to get the name @path may be there under its provisional one, to be
- * removed; or no more (NULL).  -ENAMETOOLONG for a path of more than GUARDIAN_MAX_PATH bytes.
+ * removed; or no more (NULL), which can't fail.  Not with a path of more than GUARDIAN_MAX_PATH bytes.
  */
 #define GUARDIAN_MAX_PATH	4000
-int guardian_partial(struct guardian *guardian, const char *path);
+int guardian_partial(struct guardian *guardian, const char *path, struct error *err);
 
 /* Nothing is left to undo: end it. */
 void guardian_end(struct guardian *guardian);

@@ -568,7 +568,7 @@ static int commit(struct saver *saver, struct error *err)
 		ret = target_commit(target, saver->opt->sync, err);
 	round->committed = target->committed;
 	if (round->committed)
-		guardian_partial(&saver->guardian, NULL);
+		guardian_partial(&saver->guardian, NULL, err);
 	return ret;
 }
 
@@ -728,8 +728,8 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 
 	*round = (struct round){ .target.fd = -1, .devices = -1, .why = why };
 	ret = qemu_look_again(&saver->qemu, err);
-	if (!ret && guardian_partial(&saver->guardian, path))
-		ret = error_set(err, ENAMETOOLONG, "%s: %s", path, strerror(ENAMETOOLONG));
+	if (!ret)
+		ret = guardian_partial(&saver->guardian, path, err);
 	if (!ret)
 		ret = open_target(saver, path, fd, err);
 	if (!ret)
@@ -766,7 +766,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	round->phases.total = now() - began;
 	tell(saver, ret ? KVMSNAP_PHASE_FAILED : KVMSNAP_PHASE_DONE, round->phases.paused);
 	target_close(&round->target);
-	guardian_partial(&saver->guardian, NULL);
+	guardian_partial(&saver->guardian, NULL, err);
 	if (round->devices >= 0)
 		close(round->devices);
 	return ret;

@@ -337,16 +337,28 @@ static unsigned long cgroup_written(void)
 	return most;
 }
 
+FIXTURE(cgroup) {
+};
+
+FIXTURE_SETUP(cgroup)
+{
+	ASSERT_EQ(0, run("echo +io >/sys/fs/cgroup/cgroup.subtree_control && mkdir " CGROUP));
+}
+
+FIXTURE_TEARDOWN(cgroup)
+{
+	EXPECT_EQ(0, run("echo %d >/sys/fs/cgroup/cgroup.procs && rmdir " CGROUP, getpid()));
+}
+
 /* Writes are charged to the cgroup in which the session was opened. */
-TEST(charged_to_the_opener)
+TEST_F(cgroup, charged_to_the_opener)
 {
 	const char *dm = getenv("KVMSNAP_DM");
 	struct setup s;
 
 	if (!dm)
 		SKIP(return, "no device-mapper device");
-	ASSERT_EQ(0, run("echo +io >/sys/fs/cgroup/cgroup.subtree_control && mkdir " CGROUP " && "
-			 "echo %d >" CGROUP "/cgroup.procs", getpid()));
+	ASSERT_EQ(0, run("echo %d >" CGROUP "/cgroup.procs", getpid()));
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, dm_open(dm), 0));
 	ASSERT_EQ(0, run("echo %d >/sys/fs/cgroup/cgroup.procs", getpid()));
 	fill_pages(s.mem, 16 * MIB / PAGE, 17);
@@ -354,7 +366,6 @@ TEST(charged_to_the_opener)
 	ASSERT_EQ(0, save_all(s.session));
 	EXPECT_LE(16 * MIB, cgroup_written());
 	setup_close(&s);
-	EXPECT_EQ(0, run("rmdir " CGROUP));
 }
 
 TEST_HARNESS_MAIN
