@@ -101,11 +101,11 @@ balloon() {
 }
 balloon_restored() { :; }
 
-# with_disk "AIO OPTIONS": its contents are random.
+# with_disk "AIO OPTIONS": its contents are random.  A vCPU for who reads, so that much comes in until the end.
 with_disk() {
-	local GUEST_MODULES="virtio_pci virtio_blk"
+	local GUEST_MODULES="virtio_pci virtio_blk" work_args=${work_args/writers=2/writers=1}
 	head -c 24M /dev/urandom >"$dir/disk.img"
-	live_trip "$work_args disk=1" nothing -m ${mem}M \
+	live_trip "$work_args disk=1" nothing -smp 2 -m ${mem}M \
 		-drive "file=$dir/disk.img,format=raw,if=virtio,read-only=on,file.locking=off,$1"
 	rm -f "$dir/disk.img"
 }
