@@ -13,8 +13,8 @@
 #include "region.h"
 
 /*
- * Charged to the owner.  The length is the caller's: no news when there is not enough, and nobody is
- * killed for it.
+ * Charged to the owner.  The length is the caller's: no news when there is not enough, and
+ * nobody is killed for it.
  */
 #define KVMSNAP_GFP_BITMAP \
 	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)

@@ -8,7 +8,7 @@
 static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
 
 #define KVMSNAP_MAX_REGIONS	256
-/* Of all regions together; at four bits a page that is 2 GiB of bitmaps, and 32 GiB of hashes, at most. */
+/* Of all regions together; at four bits a page that is 2 GiB of bitmaps; of hashes 32 GiB. */
 #define KVMSNAP_MAX_BYTES	BIT_ULL(44)
 
 /* A worker takes a chunk at a time: 2 MiB of a region, aligned in the region. */

@@ -487,8 +487,8 @@ out_file:
 }
 
 /*
- * Another process's memory is ours to read only where it is the VM's, at both ends: between them may
- * lie what is cut out of RAM.
+ * Another process's memory is ours to read only where it is the VM's, at both ends: between them
+ * may lie what is cut out of RAM.
  */
 static int kvmsnap_session_check_memslots(struct kvmsnap_session *session,
 					  const struct kvmsnap_region *region)
