@@ -55,13 +55,9 @@ in_root() {
 		exec chroot "$root" "$@"' sh "$root" "$build" "$top" "$@"
 }
 
-# One builder at a time for each thing built.
+# One builder at a time for each thing built, until the script ends.
 lock() {
 	mkdir -p "$cache"
 	exec 9>"$cache/$1.lock"
 	flock 9
-}
-
-unlock() {
-	exec 9>&-
 }

@@ -236,6 +236,14 @@ same_ram() {
 	hmp "$1" "info ramblock" | "$libexec/ramcmp" "$(<"$work/$1.pid")" "$2" ${3:+"$3"}
 }
 
+# The flavour of incoming_start whose turn it is, from case to case.
+flavour_in_turn() {
+	case $((tap_count % 2)) in
+	0) echo plain ;;
+	*) echo multifd ;;
+	esac
+}
+
 # incoming_start NAME FILE FLAVOUR ARG...: stock QEMU that has restored FILE and is paused; FLAVOUR
 # is plain, or multifd for that with direct I/O.
 incoming_start() {

@@ -36,7 +36,7 @@ came() {
 # one that another case has left, and is left.
 again=
 live_trip() {
-	local args=$1 middle=$2 writes reads modes flavour saver
+	local args=$1 middle=$2 writes reads modes saver
 	shift 2
 	rm -f "$dir/snap"
 	[ -n "$again" ] || guest_kill a
@@ -72,10 +72,8 @@ live_trip() {
 	kvmsnap verify "$dir/snap"
 	[ -n "$again" ] || guest_kill a
 	# By turns: what the file is has been seen, and qemu_test.sh loads such files both ways.
-	flavour=plain
-	[ $((tap_count % 2)) = 0 ] || flavour=multifd
 	# shellcheck disable=SC2046
-	restored_goes_on "$dir/snap" "$flavour" "$@" $(${middle}_restored)
+	restored_goes_on "$dir/snap" "$(flavour_in_turn)" "$@" $(${middle}_restored)
 }
 
 nothing() { :; }

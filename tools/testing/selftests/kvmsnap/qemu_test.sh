@@ -15,12 +15,8 @@ mem=192
 # round_trip ARG...: the guest's QEMU arguments but -kernel.
 round_trip() {
 	local flavour flavours
-	# By turns, once both have been seen.
-	case $tap_count in
-	1) flavours="plain multifd" ;;
-	*[02468]) flavours=plain ;;
-	*) flavours=multifd ;;
-	esac
+	flavours=$(flavour_in_turn)
+	[ "$tap_count" != 1 ] || flavours="plain multifd"
 	guest_kill a
 	rm -f "$dir/snap" "$dir/ram."*
 	guest_start a "$fill" "$@"
