@@ -4,15 +4,18 @@
  * descriptors.
  *
  * A struct kvmsnap_vm belongs to one session.  It holds
- *  - the VM file, which holds struct kvm, until the VM's process is gone or unbind;
+ *  - the VM file, which holds struct kvm, until the VM's process is gone or kvmsnap_vm_drop();
  *  - an mmgrab() reference on the process's mm, by way of the mmu notifier, until unbind.
  *    It keeps the structure, not the address space: who needs that takes
  *    mmget_not_zero() for as short as can be.
  *
  * When the address space goes away (exit, exec, kill), the notifier's release runs
- * first: it drops the VM file there, so that KVM tears the VM down when it would have
- * without us, and tells the session by its gone() callback.  When the host drops, replaces
- * or moves pages, the notifier tells by the changed() callback, once it is done.
+ * first: it tells the session by its gone() callback, and drops the VM file there, so that KVM
+ * tears the VM down when it would have without us.  When the host drops, replaces or moves
+ * pages, the notifier tells by the changed() callback, once it is done.
+ *
+ * KVM's events about dirty rings come to one pair of probes, however many VMs are observed and
+ * how often: these look up who observes the VM of the event.
  */
 #include <linux/capability.h>
 #include <linux/file.h>
@@ -21,6 +24,7 @@
 #include <linux/magic.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
+#include <linux/rhashtable.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/tracepoint.h>
@@ -35,14 +39,27 @@ struct kvmsnap_vm {
 	const struct kvmsnap_vm_ops *ops;
 	void *data;
 
-	spinlock_t lock;		/* of @file */
-	struct file *file;		/* NULL once the address space is gone */
-
-	const struct kvm *observed;	/* to know its events by; NULL when there are none */
+	const struct kvm *kvm;		/* to know it by, also when it is gone */
+	spinlock_t lock;		/* of @file and @listed */
+	struct file *file;		/* NULL once it was dropped */
+	bool listed;			/* in kvmsnap_observers, by @node */
+	struct rhlist_head node;
 };
 
 /* KVM's events about dirty rings; NULL where it has none.  It stays loaded as long as we are. */
 static struct tracepoint *kvmsnap_push_event, *kvmsnap_reset_event;
+
+/* Who is to be told of a VM's events: by struct kvm.  Read under RCU. */
+static struct rhltable kvmsnap_observers;
+static const struct rhashtable_params kvmsnap_observers_params = {
+	.key_len = sizeof_field(struct kvmsnap_vm, kvm),
+	.key_offset = offsetof(struct kvmsnap_vm, kvm),
+	.head_offset = offsetof(struct kvmsnap_vm, node),
+	.automatic_shrinking = true,
+};
+
+static DEFINE_MUTEX(kvmsnap_probes_lock);	/* registering them */
+static unsigned int kvmsnap_probes_users;	/* kvmsnap_probes_lock */
 
 /*
  * KVM names its VM descriptors "kvm-vm" in the anonymous inode file system, where no
@@ -55,21 +72,47 @@ static bool kvmsnap_file_is_vm(struct file *file)
 	       !strcmp(file->f_path.dentry->d_name.name, "kvm-vm");
 }
 
-static void kvmsnap_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
+/* Not to be told of any more; what is being told is over when kvmsnap_vm_ignore() returns. */
+static void kvmsnap_vm_unlist(struct kvmsnap_vm *vm)
 {
-	struct kvmsnap_vm *vm = container_of(notifier, struct kvmsnap_vm, notifier);
+	bool listed;
+
+	spin_lock(&vm->lock);
+	listed = vm->listed;
+	vm->listed = false;
+	spin_unlock(&vm->lock);
+	if (listed)
+		rhltable_remove(&kvmsnap_observers, &vm->node, kvmsnap_observers_params);
+}
+
+/**
+ * kvmsnap_vm_drop() - let the VM go when its other holders do
+ * @vm: what needs the VM itself, harvests above all, says -ESRCH from now on
+ *
+ * Context: process context: that of the VM's process, where it can be, since KVM unmaps memory of
+ * its own there.  Doesn't sleep.
+ */
+void kvmsnap_vm_drop(struct kvmsnap_vm *vm)
+{
 	struct file *file;
 
 	spin_lock(&vm->lock);
 	file = vm->file;
 	vm->file = NULL;
 	spin_unlock(&vm->lock);
-	/* Another VM may come to lie where this one did. */
-	WRITE_ONCE(vm->observed, NULL);
-
+	/* Before the VM goes: another one may come to lie where it did. */
+	kvmsnap_vm_unlist(vm);
 	if (file)
 		fput(file);
+}
+
+static void kvmsnap_vm_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
+{
+	struct kvmsnap_vm *vm = container_of(notifier, struct kvmsnap_vm, notifier);
+
+	/* First: nobody is to take another VM for this one; see kvmsnap_vm_same(). */
 	vm->ops->gone(vm->data);
+	kvmsnap_vm_drop(vm);
 }
 
 /*
@@ -130,6 +173,7 @@ struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, voi
 		goto err_file;
 	spin_lock_init(&vm->lock);
 	vm->file = file;
+	vm->kvm = kvm;
 	vm->mm = kvm->mm;
 	vm->pid = kvm->userspace_pid;
 	vm->ops = ops;
@@ -188,20 +232,13 @@ bool kvmsnap_vm_is_ours(struct kvmsnap_vm *vm)
 	return vm->mm == current->mm;
 }
 
-/* Are these holds on the same VM, while it lasts? */
-bool kvmsnap_vm_same(struct kvmsnap_vm *a, struct kvmsnap_vm *b)
+/*
+ * Are these holds on the same VM?  Of two that have not been dropped, or with one that is about to
+ * end: where its VM was, another one may lie by now.
+ */
+bool kvmsnap_vm_same(const struct kvmsnap_vm *a, const struct kvmsnap_vm *b)
 {
-	struct kvm *kvm = NULL;
-	bool same;
-
-	spin_lock(&a->lock);
-	if (a->file)
-		kvm = a->file->private_data;
-	spin_unlock(&a->lock);
-	spin_lock(&b->lock);
-	same = kvm && b->file && b->file->private_data == kvm;
-	spin_unlock(&b->lock);
-	return same;
+	return a->kvm == b->kvm;
 }
 
 static bool kvmsnap_kvm_has_hva(struct kvm *kvm, u64 hva)
@@ -414,17 +451,20 @@ out:
 	return err;
 }
 
-/* KVM's event: an entry was pushed, by the vCPU that is running here, under kvm->srcu. */
-static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot, u64 offset)
+/* Under rcu_read_lock(). */
+static struct rhlist_head *kvmsnap_observers_of(const struct kvm *kvm)
 {
-	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
+	return rhltable_lookup(&kvmsnap_observers, &kvm, kvmsnap_observers_params);
+}
+
+/* An entry at @offset of @slot was pushed into @vcpu's ring. */
+static void kvmsnap_vm_pushed(struct kvmsnap_vm *vm, struct kvm_vcpu *vcpu, u32 slot, u64 offset)
+{
+	struct kvm_dirty_ring *ring = &vcpu->dirty_ring;
 	struct kvm_memory_slot *memslot = NULL;
-	struct kvmsnap_vm *vm = data;
 	u32 reset = READ_ONCE(ring->reset_index);
 	u64 hva = KVMSNAP_NO_HVA;
 
-	if (vcpu->kvm != READ_ONCE(vm->observed))
-		return;
 	if (slot >> 16 < kvmsnap_kvm_nr_as(vcpu->kvm))
 		memslot = id_to_memslot(__kvm_memslots(vcpu->kvm, slot >> 16), slot & 0xffff);
 	if (memslot && offset < memslot->npages)
@@ -443,14 +483,66 @@ static void kvmsnap_vm_pushed(void *data, struct kvm_dirty_ring *ring, u32 slot,
 	}
 }
 
-/* KVM's event: a ring was reset, but for the flush, under slots_lock. */
-static void kvmsnap_vm_reset(void *data, struct kvm_dirty_ring *ring)
+/* KVM's event: an entry was pushed, by the vCPU that is running here, under kvm->srcu. */
+static void kvmsnap_push_probe(void *unused, struct kvm_dirty_ring *ring, u32 slot, u64 offset)
 {
 	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
-	struct kvmsnap_vm *vm = data;
+	struct rhlist_head *list, *node;
+	struct kvmsnap_vm *vm;
 
-	if (vcpu->kvm == READ_ONCE(vm->observed))
+	rcu_read_lock();
+	list = kvmsnap_observers_of(vcpu->kvm);
+	rhl_for_each_entry_rcu(vm, node, list, node)
+		kvmsnap_vm_pushed(vm, vcpu, slot, offset);
+	rcu_read_unlock();
+}
+
+/* KVM's event: a ring was reset, but for the flush, under slots_lock. */
+static void kvmsnap_reset_probe(void *unused, struct kvm_dirty_ring *ring)
+{
+	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
+	struct rhlist_head *list, *node;
+	struct kvmsnap_vm *vm;
+
+	rcu_read_lock();
+	list = kvmsnap_observers_of(vcpu->kvm);
+	rhl_for_each_entry_rcu(vm, node, list, node)
 		vm->ops->reset(vm->data, vcpu->vcpu_idx, ring->reset_index);
+	rcu_read_unlock();
+}
+
+/* Undone by kvmsnap_probes_put(). */
+static int kvmsnap_probes_get(void)
+{
+	int err = 0;
+
+	mutex_lock(&kvmsnap_probes_lock);
+	if (!kvmsnap_probes_users) {
+		err = tracepoint_probe_register(kvmsnap_reset_event, kvmsnap_reset_probe, NULL);
+		if (err)
+			goto out;
+		err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_push_probe, NULL);
+		if (err) {
+			tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_reset_probe, NULL);
+			tracepoint_synchronize_unregister();
+			goto out;
+		}
+	}
+	kvmsnap_probes_users++;
+out:
+	mutex_unlock(&kvmsnap_probes_lock);
+	return err;
+}
+
+static void kvmsnap_probes_put(void)
+{
+	mutex_lock(&kvmsnap_probes_lock);
+	if (!--kvmsnap_probes_users) {
+		tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_push_probe, NULL);
+		tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_reset_probe, NULL);
+		tracepoint_synchronize_unregister();
+	}
+	mutex_unlock(&kvmsnap_probes_lock);
 }
 
 /**
@@ -462,35 +554,32 @@ static void kvmsnap_vm_reset(void *data, struct kvm_dirty_ring *ring)
  */
 int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
 {
-	int err = -ESRCH;
+	int err;
 
 	if (!kvmsnap_push_event || !kvmsnap_reset_event)
 		return -EOPNOTSUPP;
-	spin_lock(&vm->lock);
-	if (vm->file) {
-		vm->observed = vm->file->private_data;
-		err = 0;
-	}
-	spin_unlock(&vm->lock);
-	/* First: no reset that a push could look back on is missed. */
-	if (!err)
-		err = tracepoint_probe_register(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
+	err = kvmsnap_probes_get();
 	if (err)
 		return err;
-	err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
-	if (err) {
-		tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
-		tracepoint_synchronize_unregister();
+	/* At one moment for both events: no reset that a push could look back on is missed. */
+	err = -ESRCH;
+	spin_lock(&vm->lock);
+	if (vm->file) {
+		err = rhltable_insert(&kvmsnap_observers, &vm->node, kvmsnap_observers_params);
+		vm->listed = !err;
 	}
-	return err;
+	spin_unlock(&vm->lock);
+	if (err)
+		kvmsnap_probes_put();
+	return err == -EBUSY || err == -E2BIG ? -ENOMEM : err;
 }
 
 /* Undo kvmsnap_vm_observe().  No callback of it is running when this returns.  May sleep. */
 void kvmsnap_vm_ignore(struct kvmsnap_vm *vm)
 {
-	tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_vm_pushed, vm);
-	tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_vm_reset, vm);
-	tracepoint_synchronize_unregister();
+	kvmsnap_vm_unlist(vm);
+	synchronize_rcu();
+	kvmsnap_probes_put();
 }
 
 /*
@@ -635,7 +724,10 @@ int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch, bool 
 		batch->broken = true;
 	mutex_unlock(&kvm->slots_lock);
 
-	fput(file);	/* not the last: vm->file stands */
+	/* The last, if vm->file was dropped meanwhile: KVM unmaps what it has mapped there. */
+	kthread_use_mm(vm->mm);
+	__fput_sync(file);
+	kthread_unuse_mm(vm->mm);
 	mmput_async(vm->mm);
 	return 0;
 }
@@ -668,11 +760,17 @@ static struct notifier_block kvmsnap_module_events = {
 #endif
 
 /* Find KVM's events, in the kernel or in its module, which is loaded since we use it. */
-void __init kvmsnap_kvm_module_init(void)
+int __init kvmsnap_kvm_module_init(void)
 {
 	for_each_kernel_tracepoint(kvmsnap_find_event, NULL);
 #ifdef CONFIG_MODULES
 	if (!register_tracepoint_module_notifier(&kvmsnap_module_events))
 		unregister_tracepoint_module_notifier(&kvmsnap_module_events);
 #endif
+	return rhltable_init(&kvmsnap_observers, &kvmsnap_observers_params);
+}
+
+void kvmsnap_kvm_module_exit(void)
+{
+	rhltable_destroy(&kvmsnap_observers);
 }

@@ -65,12 +65,13 @@ struct kvmsnap_batch {
 };
 
 struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data);
+void kvmsnap_vm_drop(struct kvmsnap_vm *vm);
 void kvmsnap_vm_unbind(struct kvmsnap_vm *vm);
 
 struct mm_struct *kvmsnap_vm_mm(struct kvmsnap_vm *vm);
 pid_t kvmsnap_vm_pid(struct kvmsnap_vm *vm);
 bool kvmsnap_vm_is_ours(struct kvmsnap_vm *vm);
-bool kvmsnap_vm_same(struct kvmsnap_vm *a, struct kvmsnap_vm *b);
+bool kvmsnap_vm_same(const struct kvmsnap_vm *a, const struct kvmsnap_vm *b);
 int kvmsnap_vm_has_hva(struct kvmsnap_vm *vm, u64 hva);
 
 int kvmsnap_vm_each_slot(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch,
@@ -81,7 +82,9 @@ int kvmsnap_vm_each_ring(struct kvmsnap_vm *vm,
 			 int (*ring)(void *data, u32 vcpu, u32 pushed, u32 reset), void *data);
 int kvmsnap_vm_observe(struct kvmsnap_vm *vm);
 void kvmsnap_vm_ignore(struct kvmsnap_vm *vm);
-void kvmsnap_kvm_module_init(void);
 int kvmsnap_vm_harvest(struct kvmsnap_vm *vm, struct kvmsnap_batch *batch, bool lazy);
+
+int kvmsnap_kvm_module_init(void);
+void kvmsnap_kvm_module_exit(void);
 
 #endif

@@ -166,10 +166,12 @@ static int __init kvmsnap_init(void)
 {
 	int err;
 
-	kvmsnap_kvm_module_init();
-	err = kvmsnap_netlink_module_init();
+	err = kvmsnap_kvm_module_init();
 	if (err)
 		return err;
+	err = kvmsnap_netlink_module_init();
+	if (err)
+		goto err_kvm;
 	err = kvmsnap_writer_module_init();
 	if (err)
 		goto err_netlink;
@@ -188,6 +190,8 @@ err_writer:
 	kvmsnap_writer_module_exit();
 err_netlink:
 	kvmsnap_netlink_module_exit();
+err_kvm:
+	kvmsnap_kvm_module_exit();
 	return err;
 }
 
@@ -202,6 +206,7 @@ static void __exit kvmsnap_exit(void)
 	kvmsnap_pass_module_exit();
 	kvmsnap_writer_module_exit();
 	kvmsnap_netlink_module_exit();
+	kvmsnap_kvm_module_exit();
 }
 
 module_init(kvmsnap_init);

@@ -3,8 +3,8 @@
  * Sessions: set-up, states, and the end.
  *
  * A session ends in this order:
- *  1. The file is closed: kvmsnap_session_close() takes it off the list and sets the
- *     error that ends the pass.  Nothing waits.
+ *  1. The file is closed: kvmsnap_session_close() takes it off the list, sets the error
+ *     that ends the pass, and drops the VM.  Nothing waits.
  *  2. Workers see the error, drop what they hold and leave; writes in flight complete.
  *     The last of them ends the pass, which drops its reference.  The harvester ends its
  *     round and drops its own.
@@ -362,6 +362,9 @@ void kvmsnap_session_close(struct kvmsnap_session *session)
 	spin_lock(&session->state_lock);
 	session->closed = true;
 	spin_unlock(&session->state_lock);
+	/* Not with the last reference: that may be a worker's, and wait for a slow disk. */
+	if (session->vm)
+		kvmsnap_vm_drop(session->vm);
 	kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_CLOSE);
 	kvmsnap_session_put(session);
 }

@@ -97,7 +97,10 @@ TEST_F(held, close)
 	EXPECT_NE(0, unload());
 	EXPECT_EQ(1, module_references());
 	munmap(s.mem, BYTES);
+	/* But not in its VM, which goes with its own descriptor. */
+	EXPECT_EQ(0, run("ls -d /sys/kernel/debug/kvm/%d-* >/dev/null", getpid()));
 	close(s.vm);
+	EXPECT_NE(0, run("ls -d /sys/kernel/debug/kvm/%d-* 2>/dev/null", getpid()));
 	close(s.target);
 	EXPECT_EQ(1, module_references());
 }

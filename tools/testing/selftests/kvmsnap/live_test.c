@@ -1179,6 +1179,33 @@ TEST_F(observed, from_another_process)
 	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
 }
 
+/* Each is told all, whoever comes and goes. */
+TEST_F(observed, by_several)
+{
+	int target = target_create(RAM), other, session, i;
+
+	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
+	for (i = 0, other = -1; i < 6; i++) {
+		session = kvmsnap_open(NULL);
+		ASSERT_EQ(0, kvmsnap_bind_vm(session, self->m.vm));
+		ASSERT_EQ(0, kvmsnap_set_target(session, target));
+		ASSERT_EQ(0, kvmsnap_add_region(session, (uintptr_t)self->m.ram, RAM, 0, 0));
+		ASSERT_EQ(0, kvmsnap_track(session, KVMSNAP_TRACK_OBSERVER, 0));
+		close(other);
+		other = session;
+	}
+	ASSERT_EQ(0, machine_logging(&self->m, true));
+	EXPECT_EQ(0, pass_dirty(self->session, 0));
+	EXPECT_EQ(0, pass_dirty(other, 0));
+	usleep(50000);
+	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+	EXPECT_EQ(0, finish(&self->m, other, target));
+	EXPECT_EQ(2, all_dirty(self->session));
+	EXPECT_EQ(2, all_dirty(other));
+	close(other);
+	close(target);
+}
+
 /* Another process's rings are not ours to reset. */
 TEST(not_another_process)
 {
