@@ -123,13 +123,23 @@ static void kvmsnap_vm_mm_changed(struct mmu_notifier *notifier,
 				  const struct mmu_notifier_range *range)
 {
 	struct kvmsnap_vm *vm = container_of(notifier, struct kvmsnap_vm, notifier);
+	u64 start = range->start, end = range->end, step;
 
 	/* These leave the bytes alone. */
 	if (range->event == MMU_NOTIFY_PROTECTION_VMA ||
 	    range->event == MMU_NOTIFY_PROTECTION_PAGE ||
 	    range->event == MMU_NOTIFY_SOFT_DIRTY)
 		return;
-	vm->ops->changed(vm->data, range->start, range->end);
+	if (!mmu_notifier_range_blockable(range)) {
+		vm->ops->changed(vm->data, start, end);
+		return;
+	}
+	/* In steps: it may be all that the VM has. */
+	for (; start < end; start += step) {
+		step = min_t(u64, end - start, SZ_1G);
+		vm->ops->changed(vm->data, start, start + step);
+		cond_resched();
+	}
 }
 
 static const struct mmu_notifier_ops kvmsnap_vm_notifier_ops = {
