@@ -56,6 +56,16 @@ static inline int kvmsnap_kvm_nr_as(struct kvm *kvm)
 #endif
 }
 
+/* Has a VM memory that the host can't read?  None had before 6.8. */
+static inline bool kvmsnap_kvm_has_private_mem(struct kvm *kvm)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+	return false;
+#else
+	return kvm_arch_has_private_mem(kvm);
+#endif
+}
+
 /* sparse has no __has_include. */
 #ifdef __has_include
 #if __has_include(<linux/sched/exec_state.h>)

@@ -154,8 +154,8 @@ static const struct mmu_notifier_ops kvmsnap_vm_notifier_ops = {
  * @data: for them
  *
  * Context: process context, may sleep.
- * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -ESRCH (process gone), -ENOMEM,
- * -EINTR.
+ * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -EOPNOTSUPP (it has memory that the host
+ * can't read), -ESRCH (process gone), -ENOMEM, -EINTR.
  */
 struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data)
 {
@@ -175,6 +175,10 @@ struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, voi
 	/* The helper reads another process's memory: what ptrace asks for that. */
 	err = -EPERM;
 	if (kvm->mm != current->mm && !ns_capable(kvmsnap_mm_user_ns(kvm->mm), CAP_SYS_PTRACE))
+		goto err_file;
+
+	err = -EOPNOTSUPP;
+	if (kvmsnap_kvm_has_private_mem(kvm))
 		goto err_file;
 
 	err = -ENOMEM;

@@ -134,7 +134,8 @@ struct kvmsnap_info {
  * CAP_SYS_PTRACE in the user namespace of that process's memory.
  *
  * Errors: EBADF not an open descriptor; ENXIO not a KVM VM; EPERM another process's VM
- * without the capability; EBUSY a VM is bound already; ESRCH its process is gone.
+ * without the capability; EOPNOTSUPP it has private memory, which nobody can read (SEV-SNP, TDX);
+ * EBUSY a VM is bound already; ESRCH its process is gone.
  */
 struct kvmsnap_bind_vm {
 	__u32 size;
