@@ -611,6 +611,37 @@ TEST_F(live, cancelled_then_another_target)
 	close(target);
 }
 
+static void *harvest(void *arg)
+{
+	const int *session = arg;
+
+	for (;;) {
+		kvmsnap_harvest(*session, NULL);
+		usleep(1000);
+		pthread_testcancel();
+	}
+	return NULL;
+}
+
+/* Passes read pages while their ring entries are being reset, up to the stop. */
+TEST_F(live, passes_among_harvests)
+{
+	int stop, passes = 0;
+	pthread_t thread;
+	double end;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, harvest, &self->session));
+	for (stop = 0; stop < 10; stop++) {
+		for (end = seconds() + .05; seconds() < end; passes++)
+			ASSERT_EQ(0, pass_dirty(self->session, 0));
+		EXPECT_EQ(0, finish(&self->m, self->session, self->target));
+		machine_resume(&self->m);
+	}
+	EXPECT_LT(10, passes);
+	pthread_cancel(thread);
+	pthread_join(thread, NULL);
+}
+
 /* A target that fails in the middle: the pages are dirty again, the machine runs. */
 TEST_F(live, target_fails)
 {
