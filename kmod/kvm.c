@@ -155,7 +155,7 @@ static const struct mmu_notifier_ops kvmsnap_vm_notifier_ops = {
  *
  * Context: process context, may sleep.
  * Return: the VM, or -EBADF, -ENXIO (not a VM), -EPERM, -EOPNOTSUPP (it has memory that the host
- * can't read), -ESRCH (process gone), -ENOMEM, -EINTR.
+ * can't read), -ESRCH (process gone), -ENOMEM, -ERESTARTNOINTR (there was a signal).
  */
 struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, void *data)
 {
@@ -205,6 +205,9 @@ struct kvmsnap_vm *kvmsnap_vm_bind(int fd, const struct kvmsnap_vm_ops *ops, voi
 		mmap_write_unlock(vm->mm);
 	}
 	mmput_async(vm->mm);
+	/* Registering heeds all signals, SIGSTOP too; a fatal one ends the caller. */
+	if (err == -EINTR)
+		err = -ERESTARTNOINTR;
 	if (err)
 		goto err_vm;
 	return vm;

@@ -3,6 +3,7 @@
 #include "kvmsnap_test.h"
 
 #include <sys/socket.h>
+#include <sys/time.h>
 
 FIXTURE(abi) {
 	int session, vm, target;
@@ -186,6 +187,30 @@ TEST_F(abi, vm_descriptors)
 	close(vcpu);
 	close(memfd);
 	close(event);
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/* No call fails for a signal that its caller survives; who binds waits for locks that heed signals. */
+TEST_F(abi, bind_among_signals)
+{
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval often = { { .tv_usec = 300 }, { .tv_usec = 300 } }, never = { 0 };
+	int session, failed = 0, i;
+
+	ASSERT_EQ(0, sigaction(SIGALRM, &action, NULL));
+	ASSERT_EQ(0, setitimer(ITIMER_REAL, &often, NULL));
+	for (i = 0; i < 500; i++) {
+		session = kvmsnap_open(NULL);
+		if (session < 0 || kvmsnap_bind_vm(session, self->vm))
+			failed++;
+		close(session);
+	}
+	ASSERT_EQ(0, setitimer(ITIMER_REAL, &never, NULL));
+	EXPECT_EQ(0, failed);
 }
 
 TEST_F(abi, target_descriptors)
