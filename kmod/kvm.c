@@ -58,6 +58,8 @@ static const struct rhashtable_params kvmsnap_observers_params = {
 	.automatic_shrinking = true,
 };
 
+#define KVMSNAP_MAX_OBSERVERS	16	/* of a VM; a few more when they come at the same time */
+
 static DEFINE_MUTEX(kvmsnap_probes_lock);	/* registering them */
 static unsigned int kvmsnap_probes_users;	/* kvmsnap_probes_lock */
 
@@ -75,14 +77,12 @@ static bool kvmsnap_file_is_vm(struct file *file)
 /* Not to be told of any more; what is being told is over when kvmsnap_vm_ignore() returns. */
 static void kvmsnap_vm_unlist(struct kvmsnap_vm *vm)
 {
-	bool listed;
-
 	spin_lock(&vm->lock);
-	listed = vm->listed;
+	/* Who finds it off the list may rely on that: a grace period later nobody looks at it. */
+	if (vm->listed)
+		rhltable_remove(&kvmsnap_observers, &vm->node, kvmsnap_observers_params);
 	vm->listed = false;
 	spin_unlock(&vm->lock);
-	if (listed)
-		rhltable_remove(&kvmsnap_observers, &vm->node, kvmsnap_observers_params);
 }
 
 /**
@@ -474,6 +474,21 @@ static struct rhlist_head *kvmsnap_observers_of(const struct kvm *kvm)
 	return rhltable_lookup(&kvmsnap_observers, &kvm, kvmsnap_observers_params);
 }
 
+/* Each is called for each entry, some by the scheduler: no more of a VM than are of use. */
+static bool kvmsnap_observers_full(const struct kvm *kvm)
+{
+	struct rhlist_head *list, *node;
+	struct kvmsnap_vm *vm;
+	int n = 0;
+
+	rcu_read_lock();
+	list = kvmsnap_observers_of(kvm);
+	rhl_for_each_entry_rcu(vm, node, list, node)
+		n++;
+	rcu_read_unlock();
+	return n >= KVMSNAP_MAX_OBSERVERS;
+}
+
 /* An entry at @offset of @slot was pushed into @vcpu's ring. */
 static void kvmsnap_vm_pushed(struct kvmsnap_vm *vm, struct kvm_vcpu *vcpu, u32 slot, u64 offset)
 {
@@ -541,7 +556,6 @@ static int kvmsnap_probes_get(void)
 		err = tracepoint_probe_register(kvmsnap_push_event, kvmsnap_push_probe, NULL);
 		if (err) {
 			tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_reset_probe, NULL);
-			tracepoint_synchronize_unregister();
 			goto out;
 		}
 	}
@@ -557,7 +571,6 @@ static void kvmsnap_probes_put(void)
 	if (!--kvmsnap_probes_users) {
 		tracepoint_probe_unregister(kvmsnap_push_event, kvmsnap_push_probe, NULL);
 		tracepoint_probe_unregister(kvmsnap_reset_event, kvmsnap_reset_probe, NULL);
-		tracepoint_synchronize_unregister();
 	}
 	mutex_unlock(&kvmsnap_probes_lock);
 }
@@ -567,7 +580,7 @@ static void kvmsnap_probes_put(void)
  * @vm: not observed yet
  *
  * Context: process context, may sleep.
- * Return: 0; -EOPNOTSUPP KVM has no such events; -ESRCH; -ENOMEM.
+ * Return: 0; -EOPNOTSUPP KVM has no such events; -EBUSY too many observe it; -ESRCH; -ENOMEM.
  */
 int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
 {
@@ -575,6 +588,8 @@ int kvmsnap_vm_observe(struct kvmsnap_vm *vm)
 
 	if (!kvmsnap_push_event || !kvmsnap_reset_event)
 		return -EOPNOTSUPP;
+	if (kvmsnap_observers_full(vm->kvm))
+		return -EBUSY;
 	err = kvmsnap_probes_get();
 	if (err)
 		return err;
@@ -789,5 +804,7 @@ int __init kvmsnap_kvm_module_init(void)
 
 void kvmsnap_kvm_module_exit(void)
 {
+	/* Probes may still be about to return: what they looked at they did under RCU. */
+	tracepoint_synchronize_unregister();
 	rhltable_destroy(&kvmsnap_observers);
 }

@@ -549,8 +549,8 @@ enum kvmsnap_track_flags {
  * another process's; EOPNOTSUPP the VM has no dirty ring, logging leaves pages
  * unprotected (KVM_DIRTY_LOG_INITIALLY_SET), or KVM tells of no events; ENODATA owner mode
  * and a memslot under a region doesn't log dirty pages; ESRCH VM's process gone; EBUSY a
- * pass is running, or another session owns the VM's rings (for one that was closed it
- * waits); ENOMEM.
+ * pass is running, another session owns the VM's rings (for one that was closed it
+ * waits), or 16 sessions observe them; ENOMEM.
  */
 struct kvmsnap_track {
 	__u32 size;

@@ -20,6 +20,9 @@ static const struct machine_config small = {
 	.filled = RAM / 2, .dirtied = 4 * MIB, .seed = 42,
 };
 
+/* Sessions that may observe the same machine. */
+#define MAX_OBSERVERS	16
+
 /* Of a machine that is observed.  Stock QEMU takes a second. */
 #define REAP_MS	20
 
@@ -1213,7 +1216,7 @@ TEST_F(observed, from_another_process)
 /* Each is told all, whoever comes and goes. */
 TEST_F(observed, by_several)
 {
-	int target = target_create(RAM), other, session, i;
+	int target = target_create(RAM), other, session, i, more[MAX_OBSERVERS];
 
 	ASSERT_EQ(0, kvmsnap_track(self->session, KVMSNAP_TRACK_OBSERVER, 0));
 	for (i = 0, other = -1; i < 6; i++) {
@@ -1235,6 +1238,15 @@ TEST_F(observed, by_several)
 	EXPECT_EQ(2, all_dirty(other));
 	close(other);
 	close(target);
+
+	/* But not without end: each costs the guest. */
+	for (i = 0; i < MAX_OBSERVERS; i++) {
+		more[i] = kvmsnap_open(NULL);
+		ASSERT_EQ(0, kvmsnap_bind_vm(more[i], self->m.vm));
+		EXPECT_EQ(i + 1 < MAX_OBSERVERS ? 0 : -EBUSY, kvmsnap_track(more[i], KVMSNAP_TRACK_OBSERVER, 0));
+	}
+	for (i = 0; i < MAX_OBSERVERS; i++)
+		close(more[i]);
 }
 
 /* Another process's rings are not ours to reset. */
