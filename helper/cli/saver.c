@@ -36,7 +36,8 @@ static void tell(const struct saver *saver, enum kvmsnap_phase phase, double pau
 		kvmsnap_set_phase(saver->ram.session, phase, pause > 0 ? (uint64_t)(pause * 1e9) : 0);
 }
 
-static int resume(struct saver *saver, struct error *err)
+/* @failed: the round has, and there is no telling what became of the VM. */
+static int resume(struct saver *saver, bool failed, struct error *err)
 {
 	struct round *round = &saver->round;
 	double began = now();
@@ -44,7 +45,7 @@ static int resume(struct saver *saver, struct error *err)
 
 	if (!round->stopped_by_us)
 		return 0;
-	ret = qemu_cont(&saver->qemu, err);
+	ret = failed ? qemu_cont_unless_gone(&saver->qemu, err) : qemu_cont(&saver->qemu, err);
 	if (ret)
 		return ret;
 	round->stopped_by_us = false;
@@ -120,6 +121,16 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	return staged || !written ? looks : looks + bytes * saver->first_seconds / written;
 }
 
+/* Has it been, all the time?  If not, bits that were cleared meanwhile tell nothing. */
+static int check_stopped(struct saver *saver, struct error *err)
+{
+	int ret = qemu_check_stopped(&saver->qemu, err);
+
+	if (ret)
+		saver->follow.cleared = false;
+	return ret;
+}
+
 /* The VM stops for as long as soft-dirty bits take to be cleared. */
 static int clear_bits(struct saver *saver, struct error *err)
 {
@@ -130,7 +141,9 @@ static int clear_bits(struct saver *saver, struct error *err)
 	if (!ret)
 		ret = follow_clear(&saver->follow, err);
 	if (!ret)
-		ret = resume(saver, err);
+		ret = check_stopped(saver, err);
+	if (!ret)
+		ret = resume(saver, false, err);
 	round->clear_seconds = round->phases.paused - before;
 	round->phases.clear += round->clear_seconds;
 	tell(saver, KVMSNAP_PHASE_LIVE, round->expected);
@@ -617,16 +630,19 @@ static int save_round(struct saver *saver, struct error *err)
 	ret = ram_add_blocks(&saver->ram, err);
 	if (!ret)
 		ret = write_rest(saver, err);
-	if (ret)
+	if (ret) {
+		/* Nobody has looked whether it was stopped when they were cleared. */
+		saver->follow.cleared = false;
 		return ret;
+	}
 	round->phases.ram = now() - began;
-	ret = qemu_check_stopped(&saver->qemu, err);
+	ret = check_stopped(saver, err);
 	if (ret)
 		return ret;
 
 	/* RAM and devices are taken: the guest need not wait for the rest. */
 	if (!saver->opt->stay_stopped) {
-		ret = resume(saver, err);
+		ret = resume(saver, false, err);
 		if (ret)
 			return ret;
 	}
@@ -747,7 +763,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 		guardian_stopped(&saver->guardian, false);
 
 	/* As it was found.  If we can't resume it, the guardian goes on trying. */
-	if (ret && round->stopped_by_us && resume(saver, &second)) {
+	if (ret && round->stopped_by_us && resume(saver, true, &second)) {
 		guardian_leave(&saver->guardian);
 		qmp_give_up(&saver->qemu.qmp);
 		if (qemu_is_alive(&saver->qemu)) {

@@ -272,15 +272,16 @@ int qemu_stop(struct qemu *qemu, bool *stopped, struct error *err)
 int qemu_check_stopped(struct qemu *qemu, struct error *err)
 {
 	char before[sizeof(qemu->status)];
-	bool running;
 	int ret;
 
 	memcpy(before, qemu->status, sizeof(before));
 	ret = read_status(qemu, err);
-	running = qemu_is_running(qemu);
-	memcpy(qemu->status, before, sizeof(before));
-	if (!ret && (running || qemu->qmp.changed))
+	if (!ret && (qemu_is_running(qemu) || qemu->qmp.changed))
 		ret = error_set(err, EBUSY, "the VM was resumed or reset by another client while it was saved; save it again");
+	/* Another client may have it migrate. */
+	if (!ret)
+		ret = check_status(qemu, err);
+	memcpy(qemu->status, before, sizeof(before));
 	return ret;
 }
 
@@ -297,6 +298,16 @@ bool qemu_is_alive(const struct qemu *qemu)
 int qemu_cont(struct qemu *qemu, struct error *err)
 {
 	return simple(qemu, "cont", err);
+}
+
+int qemu_cont_unless_gone(struct qemu *qemu, struct error *err)
+{
+	const struct timespec rest = { .tv_nsec = 100000000 };
+	int ret;
+
+	while (!(ret = read_status(qemu, err)) && !strcmp(qemu->status, "finish-migrate"))
+		nanosleep(&rest, NULL);
+	return ret || !strcmp(qemu->status, "postmigrate") ? ret : qemu_cont(qemu, err);
 }
 
 /* MiB a second, of each vCPU. */

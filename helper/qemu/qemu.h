@@ -71,6 +71,12 @@ int qemu_check_stopped(struct qemu *qemu, struct error *err);
 bool qemu_is_alive(const struct qemu *qemu);
 int qemu_cont(struct qemu *qemu, struct error *err);
 
+/*
+ * The same of a VM that another client may have migrated since it was stopped: when that migration is over,
+ * and not if it has gone elsewhere.
+ */
+int qemu_cont_unless_gone(struct qemu *qemu, struct error *err);
+
 /* With that logging on: have each vCPU dirty no more than that; QEMU's unit is 1 MiB/s.  0: no limit. */
 int qemu_throttle(struct qemu *qemu, uint64_t bytes_per_second, struct error *err);
 

@@ -190,6 +190,34 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
+# Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too.
+migrated() {
+	local saver disk sectors i
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	modprobe dm-delay
+	dm_load "0 $sectors delay $disk 0 0 $disk 0 700"
+	begin_failing
+	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
+	saver=$!
+	for i in $(seq 300); do
+		[ "$(guest_status a)" != paused ] || break
+		sleep 0.05
+	done
+	qmp a '{"execute":"migrate","arguments":{"uri":"exec:cat >/dev/null"}}' | grep '"return"'
+	for i in $(seq 300); do
+		[ "$(guest_status a)" != postmigrate ] || break
+		sleep 0.1
+	done
+	[ -d /proc/$saver ]
+	! wait $saver || return 1
+	dm_load "0 $sectors linear $disk 0"
+	cat "$work/error"
+	grep -q "QEMU is in state 'postmigrate'" "$work/error"
+	[ "$(guest_status a)" = postmigrate ]
+	guest_kill a
+}
+
 # QEMU is killed in the middle: the helper says so, and leaves nothing.
 qemu_killed() {
 	local saver i
@@ -214,4 +242,5 @@ tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
 tap_case "the helper killed anywhere, seed $seed" failing killed_anywhere "$seed"
 tap_case "QEMU killed in the middle" qemu_killed
+tap_case "migrated in the middle" migrated
 tap_end
