@@ -171,6 +171,21 @@ int follow_start(struct follow *follow, struct error *err)
 	return 0;
 }
 
+bool follow_look(struct follow *follow)
+{
+	size_t i;
+
+	if (!follow_has_bits(follow))
+		return false;
+	follow->hidden = qemu_hidden_writer(follow->ram->qemu);
+	if (!follow->hidden)
+		return false;
+	for (i = 0; i < follow->nr; i++)
+		follow->blocks[i].soft = false;
+	follow->cleared = false;
+	return true;
+}
+
 void follow_lost(struct follow *follow)
 {
 	follow->ring = false;

@@ -39,6 +39,12 @@ int follow_start(struct follow *follow, struct error *err);
 /* QEMU does not log any more, by somebody else's doing: there is only comparing from now on. */
 void follow_lost(struct follow *follow);
 
+/*
+ * Has somebody been plugged in whose writes soft-dirty bits don't tell?  They are not trusted any more
+ * then, and what was collected before may lack something.
+ */
+bool follow_look(struct follow *follow);
+
 /* Are there bits to be cleared by follow_clear()? */
 bool follow_has_bits(const struct follow *follow);
 

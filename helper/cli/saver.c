@@ -603,6 +603,7 @@ static int save_round(struct saver *saver, struct error *err)
 		ret = prepare(saver, err);
 	if (ret)
 		return ret;
+	follow_look(&saver->follow);
 
 	began = now();
 	if (saver->opt->live && qemu_is_running(&saver->qemu))
@@ -646,6 +647,9 @@ static int save_round(struct saver *saver, struct error *err)
 		if (ret)
 			return ret;
 	}
+	if (follow_look(&saver->follow))
+		return error_set(err, EBUSY, "%s was plugged in while the VM was saved; save it again",
+				 saver->follow.hidden);
 	qemu_close_devices(&saver->qemu);
 	began = now();
 	ret = ram_finish(&saver->ram, round->target.appends, err);

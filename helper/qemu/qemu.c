@@ -353,23 +353,25 @@ const char *qemu_hidden_writer(struct qemu *qemu)
 		{ "vdpa", "vDPA" }, { "rdma", "RDMA" }, { "vhost-user", "vhost-user" },
 		{ "dev: xen-", "Xen guest" },
 	};
+	/* Drivers that have a disk's controller to themselves, or leave the disk to another process. */
+	static const char *const drivers[] = { "nvme", "vfio", "vdpa", "vhost-user" };
 	struct error ignored;
 	json_t *nodes = qmp_command(&qemu->qmp, "query-named-block-nodes", json_pack("{s:b}", "flat", 1),
 				    -1, COMMAND_MS, &ignored);
 	char *tree = qmp_hmp(&qemu->qmp, "info qtree", &ignored);
 	char *nets = qmp_hmp(&qemu->qmp, "info network", &ignored);
-	const char *found = nodes && tree && nets ? NULL : "unknown", *driver;
+	const char *found = nodes && tree && nets ? NULL : "something unknown", *driver;
 	json_t *node;
-	size_t i;
+	size_t i, j;
 
 	for (i = 0; i < sizeof(devices) / sizeof(*devices) && !found; i++)
 		if (strstr(tree, devices[i].needle) || strstr(nets, devices[i].needle))
 			found = devices[i].name;
-	/* The driver that has the disk's controller to itself, by VFIO. */
 	json_array_foreach(nodes, i, node) {
 		driver = json_string_value(json_object_get(node, "drv"));
-		if (driver && !strcmp(driver, "nvme"))
-			found = "nvme://";
+		for (j = 0; driver && j < sizeof(drivers) / sizeof(*drivers) && !found; j++)
+			if (strstr(driver, drivers[j]))
+				found = "a disk of nvme://, VFIO, vDPA or vhost-user";
 	}
 	json_decref(nodes);
 	free(nets);

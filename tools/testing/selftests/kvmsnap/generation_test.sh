@@ -470,6 +470,7 @@ tap_once "three are the first" first_at_once
 tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
 tap_case "the keeper killed" keeper_killed
+tap_once "a hidden writer plugged in between" hidden_writer_plugged
 tap_once "another QEMU in its place" another_qemu
 [ $content = appended ] && [ -z "${KVMSNAP_CHECKPOINTS:-}" ] ||
 	tap_case "each is exact, q35, 2 vCPUs, a file system under load" files_too "${KVMSNAP_CHECKPOINTS:-4}" -machine q35 -smp 2 -m ${mem}M
