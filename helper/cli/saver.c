@@ -302,8 +302,13 @@ static void forget_last(struct saver *saver, const char *why)
 /* Read what the next generation is to be appended to; if that can't be done, it is a full one. */
 static int load_chain(struct saver *saver, struct error *err)
 {
-	int ret = chain_load_last(&saver->chain, saver->last, err);
+	struct chain *chain = &saver->chain;
+	int ret = chain_load_last(chain, saver->last, err);
 
+	/* It ends where the last generation does, or what is behind would be cut off. */
+	if (!ret && (chain->torn || chain->generation[chain->nr - 1].record.generation != saver->generation))
+		ret = error_set(err, EBADMSG, "%s: generation %llu is not to be found any more; see kvmsnap verify",
+				saver->last_path, (unsigned long long)saver->generation);
 	if (ret)
 		forget_last(saver, "the last one's file can't be read any more");
 	return ret;
@@ -330,10 +335,10 @@ static int clone_last(struct saver *saver, struct error *err)
 	if (saver->chain.nr)
 		return ret;
 	if (saver->ahead >= 0)
-		ret = target_take(target, saver->ahead, saver->snap.ram_end, err);
+		ret = target_take(target, saver->ahead, saver->last_ram_end, err);
 	if (!ret)
 		saver->ahead = -1;
-	return ret == -EOPNOTSUPP ? target_clone(target, saver->last, saver->snap.ram_end, err) : ret;
+	return ret == -EOPNOTSUPP ? target_clone(target, saver->last, saver->last_ram_end, err) : ret;
 }
 
 /* Open what the generation goes to. */
@@ -595,6 +600,7 @@ static int save_round(struct saver *saver, struct error *err)
 
 	if (*saver->interrupted)
 		return error_set(err, EINTR, "interrupted");
+	round->begun = true;
 	if (round->content != CONTENT_FULL)
 		flags = saver->astray ? KVMSNAP_TARGET_BEFORE : KVMSNAP_TARGET_CURRENT;
 	saver->astray = true;
@@ -671,6 +677,8 @@ static void set_last(struct saver *saver, const char *path, int fd)
 	if (saver->last >= 0)
 		close(saver->last);
 	saver->last = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	/* Nobody is to write over it: the next one has its blocks.  Who does already is no reason to fail. */
+	target_lock(saver->last, TARGET_CONTENT, true);
 	/* The round's report names it still. */
 	if (path != saver->last_path) {
 		free(saver->last_path);
@@ -688,7 +696,7 @@ int saver_moved(struct saver *saver, const char *path, int fd, struct error *err
 void saver_look_ahead(struct saver *saver)
 {
 	if (saver->ahead < 0 && saver->last >= 0 && saver->last_path && !saver->chain.nr && !saver->renew)
-		saver->ahead = target_clone_ahead(saver->last_path, saver->last, saver->snap.ram_end);
+		saver->ahead = target_clone_ahead(saver->last_path, saver->last, saver->last_ram_end);
 }
 
 /* What was saved is what the next one follows. */
@@ -699,6 +707,7 @@ static void succeed(struct saver *saver)
 	struct error ignored;
 
 	saver->generation++;
+	saver->last_ram_end = saver->snap.ram_end;
 	saver->astray = false;
 	saver->why = NULL;
 	if (!saver->opt->incremental)
@@ -757,7 +766,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	if (round->committed)
 		succeed(saver);
 	/* The module knows no more what the last file has, which is a base for nothing now. */
-	if (ret && saver->astray && round->content == CONTENT_FULL)
+	if (ret && round->begun && round->content == CONTENT_FULL)
 		forget_last(saver, saver->generation ? "one of all of memory has failed since" : NULL);
 	/* Nor is the layout all the session's. */
 	if (ret && saver->snap.nr_blocks != saver->ram.nr)

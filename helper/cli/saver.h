@@ -67,6 +67,7 @@ struct round {
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
 	int64_t time;			/* of the stop, seconds since 1970 */
 	int devices;			/* their state; -1 before */
+	bool begun;			/* the session's target is this one's */
 	bool stopped_by_us, throttled, committed;
 	double stopped_at;
 	uint64_t file_bytes, stream;	/* of the result */
@@ -90,6 +91,7 @@ struct saver {
 	uint64_t generation;		/* its number; 0 before the first */
 	int last;			/* its file, -1 for none that another could follow */
 	char *last_path;
+	uint64_t last_ram_end;		/* in it: behind its pages */
 	int ahead;			/* what the next one begins with, if that is made already; -1 */
 	struct chain chain;		/* of that file, once generations are appended to it */
 	bool astray;			/* the session's target is another: a round has failed since */

@@ -343,6 +343,71 @@ one_damaged() {
 	mv "$dir/good" "$(where 2)"
 }
 
+# The record of one in the middle is not whole: those behind it are left alone, and none follows the one before.
+record_lost() {
+	local at n size
+	start -m ${mem}M
+	for n in 1 2; do
+		incremental "$n"
+		go_on
+	done
+	at=$(kvmsnap info --json --generation 1 "$(where 1)" | jq .end)
+	flip "$(where 1)" $((at + 20))
+	incremental 3
+	go_on
+	size=$(stat -c %s "$(where 1)")
+	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q "the last one's file can't be read any more" "$work/error"
+	[ "$(stat -c %s "$(where 1)")" = "$size" ]
+	flip "$(where 1)" $((at + 20))
+	[ "$(kvmsnap list --json "$(where 1)" | jq length)" = 3 ]
+	kvmsnap verify "$(where 1)"
+}
+
+# Who writes past soft-dirty bits may come between two generations.  There is no vDPA device here, but QEMU
+# tells of something that is called so.
+hidden_writer_plugged() {
+	local n
+	start -m ${mem}M
+	for n in 1 2 3; do
+		incremental "$n"
+		go_on
+	done
+	[ "$(jq .soft_dirty "$work/report.3")" = true ]
+	jq -e '.paused_compared_bytes < 80 * 1048576' "$work/report.3"
+	qmp a '{"execute":"netdev_add","arguments":{"type":"user","id":"vdpa0"}}' | grep '"return"'
+	incremental 4
+	[ "$(jq .soft_dirty "$work/report.4")" = false ]
+	jq -e '.paused_compared_bytes > 160 * 1048576' "$work/report.4"
+	guest_kill a
+}
+
+# What the next generation shares its blocks with is not to be written over.
+base_is_kept() {
+	start -m ${mem}M
+	incremental 1
+	go_on
+	! kvmsnap save --qmp "$work/a.qmp2" --fd 9 --force 9<>"$(where 1)" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'in use by another save' "$work/error"
+	incremental 2
+	rest
+	restored_goes_on "$(cat "$work/at.1")" plain -m ${mem}M
+}
+
+# A name may be any bytes.
+odd_names() {
+	local n name
+	name=$dir/$(printf 'odd\377\033')
+	start -m ${mem}M
+	for n in 1 2; do
+		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$name-$n.snap" --checksum --json >"$work/report"
+		[ "$(jq .generation "$work/report")" = $n ]
+		kvmsnap verify "$name-$n.snap" | grep 'all as their checksums say'
+	done
+}
+
 # The file that others are appended to may not get longer than for four generations and a bit.
 file_limit() {
 	local bytes
@@ -469,6 +534,9 @@ tap_case "checkpoints under load" checkpoints
 tap_once "three are the first" first_at_once
 tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
+[ $content = clone ] || tap_case "a record is lost" record_lost
+tap_once "the base is kept" base_is_kept
+tap_once "odd names" odd_names
 tap_case "the keeper killed" keeper_killed
 tap_once "a hidden writer plugged in between" hidden_writer_plugged
 tap_once "another QEMU in its place" another_qemu
