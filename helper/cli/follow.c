@@ -298,10 +298,12 @@ void follow_end(struct follow *follow)
 	size_t i;
 
 	if (follow->logging) {
-		if (qemu_log_writes(follow->ram->qemu, false, &ignored))
-			guardian_leave(follow->guardian);
-		else
+		if (!qemu_log_writes(follow->ram->qemu, false, &ignored)) {
 			guardian_logging(follow->guardian, false);
+		} else {
+			guardian_leave(follow->guardian);
+			qmp_give_up(&follow->ram->qemu->qmp);
+		}
 		follow->logging = false;
 	}
 	for (i = 0; i < follow->nr; i++)

@@ -66,8 +66,8 @@ int64_t follow_expect(struct follow *follow, struct error *err);
 int follow_collect(struct follow *follow, bool on, struct error *err);
 
 /*
- * The VM may run again, or was never stopped: have QEMU log no more, or the guardian have it so.
- * Up to a second.
+ * The VM may run again, or was never stopped: have QEMU log no more, or the guardian have it so, to
+ * which the connection is left then.  Up to a second.
  */
 void follow_end(struct follow *follow);
 

@@ -114,7 +114,6 @@ static int send_request(int server, const struct request *request)
 static bool serve(struct keeper *keeper, int client)
 {
 	const volatile sig_atomic_t *interrupted = catch_signals();
-	const char *anew = NULL;
 	struct error err = { "" };
 	struct request request;
 	struct reply reply = { getpid(), -1 };
@@ -129,16 +128,9 @@ static bool serve(struct keeper *keeper, int client)
 	memcpy(keeper->output, request.output, sizeof(keeper->output));
 	memcpy(keeper->device, request.device, sizeof(keeper->device));
 	keeper->opt.device = keeper->device[0] ? keeper->device : NULL;
-	if (keeper->open && keeper->saver.qemu.qmp.lost) {
-		/* Another QEMU, or another life of it. */
-		saver_close(&keeper->saver);
-		keeper->open = false;
-		anew = "QEMU has been started anew, or has closed its QMP socket";
-	}
 	if (!keeper->open) {
 		ret = saver_open(&keeper->saver, &keeper->opt, interrupted, &err);
 		keeper->open = !ret;
-		keeper->saver.why = anew;
 	}
 	if (!ret)
 		ret = saver_round(&keeper->saver, keeper->output, -1, &err);
@@ -152,8 +144,6 @@ static bool serve(struct keeper *keeper, int client)
 	fflush(stdout);
 	/* The client may have gone; the save counts all the same. */
 	send(client, &reply, sizeof(reply), MSG_NOSIGNAL);
-	dup2(STDIN_FILENO, STDOUT_FILENO);
-	dup2(STDIN_FILENO, STDERR_FILENO);
 	if (!keeper->open || (!ret && request.last) || (sig && sig != SIGINT))
 		return false;
 	saver_look_ahead(&keeper->saver);
@@ -186,6 +176,12 @@ static void keep(const char *qmp, int listener)
 			if (client >= 0)
 				on = serve(&keeper, client);
 			close(client);
+			/* Nothing of the client's is kept. */
+			dup2(STDIN_FILENO, STDOUT_FILENO);
+			dup2(STDIN_FILENO, STDERR_FILENO);
+			/* The connection may be the guardian's now. */
+			if (keeper.open && keeper.saver.qemu.qmp.lost)
+				on = false;
 		}
 	}
 	if (keeper.open)
