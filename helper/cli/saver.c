@@ -498,9 +498,10 @@ static int describe(const struct saver *saver, struct record *record, struct err
 /* What goes behind RAM, of a file of its own: records, device state, checksums.  Not yet its magic. */
 static int write_ordinary(struct saver *saver, struct record *record, struct error *err)
 {
+	static const char nothing[SNAP_PAGE];
 	struct round *round = &saver->round;
 	int fd = round->target.fd, ret;
-	uint64_t at, end;
+	uint64_t at, end, room;
 
 	ret = snap_write(&saver->snap, fd, round->devices, err);
 	if (ret)
@@ -509,8 +510,16 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 	at = snap_round_up(saver->snap.size, SNAP_PAGE);
 	end = at + RECORD_ROOM;
 	/* A block device may have the room that the stream needs, and not more. */
-	if (round->target.device && target_room(&round->target) < end + SNAP_ALIGN + checksum_bytes(saver))
-		return 0;
+	room = target_room(&round->target);
+	if (round->target.device && room < end + SNAP_ALIGN + checksum_bytes(saver)) {
+		if (saver->opt->checksum)
+			fprintf(stderr, "kvmsnap: %s has no room for checksums: there are none\n",
+				round->output ? round->output : "the device");
+		/* Nor is there an old record, which may be of the same VM. */
+		if (room >= at + sizeof(nothing))
+			ret = snap_pwrite(fd, nothing, sizeof(nothing), at);
+		return ret ? error_set(err, -ret, "clearing an old record: %s", strerror(-ret)) : 0;
+	}
 	if (saver->opt->checksum)
 		ret = write_checksums(saver, record, end, &end, err);
 	record->end = snap_round_up(end, SNAP_ALIGN);

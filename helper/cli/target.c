@@ -261,6 +261,9 @@ int target_size(struct target *target, uint64_t bytes, struct error *err)
 		range[1] -= range[0];
 		if (ioctl(target->fd, BLKZEROOUT, range) < 0)
 			return error_set(err, errno, "zeroing the block device: %s", strerror(errno));
+		/* An old snapshot's head must not outlive its pages: they are written over from here on. */
+		if (!from && fsync(target->fd) < 0)
+			return error_set(err, errno, "zeroing the block device: %s", strerror(errno));
 		return 0;
 	}
 	/* To nothing first: all of a descriptor's old contents go. */
