@@ -111,8 +111,12 @@ static int one(struct checkpoint *c, struct error *err)
 	folder_path(path, sizeof(path), c->dir, c->name, saver->generation + 1);
 	ret = saver_round(saver, path, -1, err);
 	/* What others are appended to gets no longer: its file system, or a limit. */
-	if (ret == -EFBIG && saver->chain.nr > c->keep) {
-		ret = compact(c, err);
+	if (ret == -EFBIG && saver->chain.nr) {
+		ret = 0;
+		if (saver->chain.nr > c->keep)
+			ret = compact(c, err);
+		else
+			saver_forget(saver, "the last one's file can't get any longer");
 		if (!ret)
 			ret = saver_round(saver, path, -1, err);
 	}

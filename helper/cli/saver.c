@@ -243,6 +243,7 @@ static int live_passes(struct saver *saver, struct error *err)
 		if (ret)
 			return ret;
 		round->throttled = true;
+		saver->throttled = true;
 	}
 	ram->bandwidth = 0;
 
@@ -484,7 +485,7 @@ static int describe(const struct saver *saver, struct record *record, struct err
 	if (round->content == CONTENT_CLONE && saver->last_path) {
 		const char *slash = strrchr(saver->last_path, '/');
 
-		snprintf(record->parent, sizeof(record->parent), "%s", slash ? slash + 1 : saver->last_path);
+		record_set_parent(record, slash ? slash + 1 : saver->last_path);
 	}
 	for (i = 0; i < saver->snap.nr_blocks && !ret; i++)
 		ret = record_add_block(record, saver->snap.blocks[i].name, saver->snap.blocks[i].length,
@@ -702,6 +703,11 @@ int saver_moved(struct saver *saver, const char *path, int fd, struct error *err
 	return load_chain(saver, err);
 }
 
+void saver_forget(struct saver *saver, const char *why)
+{
+	forget_last(saver, why);
+}
+
 void saver_look_ahead(struct saver *saver)
 {
 	if (saver->ahead < 0 && saver->last >= 0 && saver->last_path && !saver->chain.nr && !saver->renew)
@@ -741,6 +747,7 @@ static int open_session(struct saver *saver, struct error *err)
 	};
 	snprintf(saver->snap.machine, sizeof(saver->snap.machine), "%s", saver->qemu.machine);
 	saver->followed = false;
+	saver->throttled = false;
 	saver->renew = false;
 	saver->astray = false;
 	saver->compare_seconds = 0;
@@ -798,9 +805,9 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	qemu_close_devices(&saver->qemu);
 	if (!saver->opt->incremental)
 		follow_end(&saver->follow);
-	else if (round->throttled)
-		/* That it can't be done now: the guardian will, who ends the logging. */
-		qemu_throttle(&saver->qemu, 0, &second);
+	else if (saver->throttled && !qemu_throttle(&saver->qemu, 0, &second))
+		/* What can't be done now is tried after the next one; the guardian will at the end. */
+		saver->throttled = false;
 	round->phases.total = now() - began;
 	tell(saver, ret ? KVMSNAP_PHASE_FAILED : KVMSNAP_PHASE_DONE, round->phases.paused);
 	target_close(&round->target);
@@ -866,6 +873,15 @@ static const char *content_name(enum content content)
 	return names[content];
 }
 
+/* What JSON can hold; else NULL. */
+static const char *utf8(const char *text)
+{
+	json_t *string = text ? json_string(text) : NULL;
+
+	json_decref(string);
+	return string ? text : NULL;
+}
+
 void saver_report(const struct saver *saver)
 {
 	const struct round *round = &saver->round;
@@ -883,7 +899,7 @@ void saver_report(const struct saver *saver)
 				 "generation", (json_int_t)saver->generation,
 				 "content", content_name(round->content), "why", round->why,
 				 "stream", (json_int_t)round->stream,
-				 "file", round->output,
+				 "file", utf8(round->output),
 				 "machine", saver->snap.machine,
 				 "file_bytes", (json_int_t)round->file_bytes,
 				 "ram_bytes", (json_int_t)ram,

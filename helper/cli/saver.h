@@ -82,6 +82,7 @@ struct saver {
 	struct follow follow;
 	struct snapfile snap;		/* the layout, and the bitmaps of the round */
 	bool followed;			/* follow_start() has succeeded */
+	bool throttled;			/* QEMU is to be told that it ends */
 	uint64_t stage;			/* bytes that the session has set aside */
 	double compare_seconds;		/* of a live pass that compared everything; 0 for none */
 	double first_seconds;		/* the first pass took */
@@ -112,6 +113,9 @@ int saver_round(struct saver *saver, const char *path, int fd, struct error *err
 
 /* All that the last generation's file has is now in the file @fd, called @path. */
 int saver_moved(struct saver *saver, const char *path, int fd, struct error *err);
+
+/* The next one follows nothing, and that is why. */
+void saver_forget(struct saver *saver, const char *why);
 
 /* When there is time: get ready what the next generation begins with, so that it need not wait for that. */
 void saver_look_ahead(struct saver *saver);

@@ -70,6 +70,16 @@ static bool is_text(const char *s)
 	return !*s;
 }
 
+void record_set_parent(struct record *record, const char *name)
+{
+	json_t *string = json_string(name);
+
+	/* A name may be any bytes. */
+	if (string && is_text(name))
+		snprintf(record->parent, sizeof(record->parent), "%s", name);
+	json_decref(string);
+}
+
 static int parse(struct record *record, const char *text, size_t length)
 {
 	json_t *root = json_loadb(text, length, 0, NULL), *blocks, *block;

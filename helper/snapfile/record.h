@@ -61,6 +61,8 @@ const struct record_block *record_find_block(const struct record *record, const 
 /* Bytes of its checksums; UINT64_MAX when a damaged record tells of more than its file could hold. */
 uint64_t record_checksum_bytes(const struct record *record);
 
+/* The file whose blocks it shares, if a record can hold that name. */
+void record_set_parent(struct record *record, const char *name);
 int record_add_block(struct record *record, const char *name, uint64_t length, uint64_t pages_offset);
 void record_free(struct record *record);
 

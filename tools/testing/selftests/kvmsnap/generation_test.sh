@@ -424,6 +424,16 @@ file_limit() {
 	[ "$(kvmsnap list --json "$dir" | jq -c '[.[].generation]')" = '[4,5,6,7]' ]
 	kvmsnap verify "$dir"/*.snap
 	let_go
+	# With none to drop, it begins another file.
+	rm "$dir"/*.snap
+	(
+		ulimit -f $((bytes * 5 / 2 / 1024))
+		exec kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep 5 --count 4 --json
+	) >"$work/report"
+	[ "$(jq -s '[.[].content]' -c "$work/report")" = '["full","appended","full","appended"]' ]
+	[ "$(kvmsnap list --json "$dir" | jq -c '[.[].generation]')" = '[1,2,3,4]' ]
+	kvmsnap verify "$dir"/*.snap
+	let_go
 }
 
 # Several that are the first: one process follows the VM, and all are saved.  It keeps nothing of theirs.
