@@ -468,22 +468,21 @@ out:
 	return err;
 }
 
-/* Under rcu_read_lock(). */
-static struct rhlist_head *kvmsnap_observers_of(const struct kvm *kvm)
-{
-	return rhltable_lookup(&kvmsnap_observers, &kvm, kvmsnap_observers_params);
-}
+/* Those who observe a VM.  Under rcu_read_lock(). */
+#define kvmsnap_for_each_observer(vm, pos, kvm_ptr)					\
+	rhl_for_each_entry_rcu(vm, pos,						\
+			       rhltable_lookup(&kvmsnap_observers, &(kvm_ptr),		\
+					       kvmsnap_observers_params), node)
 
 /* Each is called for each entry, some by the scheduler: no more of a VM than are of use. */
 static bool kvmsnap_observers_full(const struct kvm *kvm)
 {
-	struct rhlist_head *list, *node;
+	struct rhlist_head *pos;
 	struct kvmsnap_vm *vm;
 	int n = 0;
 
 	rcu_read_lock();
-	list = kvmsnap_observers_of(kvm);
-	rhl_for_each_entry_rcu(vm, node, list, node)
+	kvmsnap_for_each_observer(vm, pos, kvm)
 		n++;
 	rcu_read_unlock();
 	return n >= KVMSNAP_MAX_OBSERVERS;
@@ -519,12 +518,11 @@ static void kvmsnap_vm_pushed(struct kvmsnap_vm *vm, struct kvm_vcpu *vcpu, u32 
 static void kvmsnap_push_probe(void *unused, struct kvm_dirty_ring *ring, u32 slot, u64 offset)
 {
 	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
-	struct rhlist_head *list, *node;
+	struct rhlist_head *pos;
 	struct kvmsnap_vm *vm;
 
 	rcu_read_lock();
-	list = kvmsnap_observers_of(vcpu->kvm);
-	rhl_for_each_entry_rcu(vm, node, list, node)
+	kvmsnap_for_each_observer(vm, pos, vcpu->kvm)
 		kvmsnap_vm_pushed(vm, vcpu, slot, offset);
 	rcu_read_unlock();
 }
@@ -533,12 +531,11 @@ static void kvmsnap_push_probe(void *unused, struct kvm_dirty_ring *ring, u32 sl
 static void kvmsnap_reset_probe(void *unused, struct kvm_dirty_ring *ring)
 {
 	struct kvm_vcpu *vcpu = container_of(ring, struct kvm_vcpu, dirty_ring);
-	struct rhlist_head *list, *node;
+	struct rhlist_head *pos;
 	struct kvmsnap_vm *vm;
 
 	rcu_read_lock();
-	list = kvmsnap_observers_of(vcpu->kvm);
-	rhl_for_each_entry_rcu(vm, node, list, node)
+	kvmsnap_for_each_observer(vm, pos, vcpu->kvm)
 		vm->ops->reset(vm->data, vcpu->vcpu_idx, ring->reset_index);
 	rcu_read_unlock();
 }

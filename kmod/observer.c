@@ -32,9 +32,6 @@
 #include "session.h"
 #include "trace.h"
 
-/* The VMM says how long logs are, and how many: no news when there is not enough, and no kill. */
-#define KVMSNAP_GFP_LOG	(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
-
 /* How many entries are marked with a log locked. */
 #define KVMSNAP_LOG_PIECE	1024U
 
@@ -317,13 +314,13 @@ static int kvmsnap_observer_alloc(struct kvmsnap_session *session)
 	 * while that is reset, which frees its places one by one.
 	 */
 	observer->size = 4 * entries;
-	observer->logs = kvcalloc(vcpus, sizeof(*observer->logs), KVMSNAP_GFP_LOG);
+	observer->logs = kvcalloc(vcpus, sizeof(*observer->logs), KVMSNAP_GFP);
 	if (!observer->logs)
 		return -ENOMEM;
 	for (i = 0; i < vcpus; i++) {
 		raw_spin_lock_init(&observer->logs[i].lock);
 		observer->logs[i].hva = __vmalloc(array_size(observer->size, sizeof(u64)),
-						  KVMSNAP_GFP_LOG);
+						  KVMSNAP_GFP);
 		if (!observer->logs[i].hva)
 			return -ENOMEM;
 		observer->nr_logs++;

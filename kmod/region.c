@@ -12,21 +12,14 @@
 
 #include "region.h"
 
-/*
- * Charged to the owner.  The length is the caller's: no news when there is not enough, and
- * nobody is killed for it.
- */
-#define KVMSNAP_GFP_BITMAP \
-	(GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
-
 unsigned long *kvmsnap_bitmap_alloc(const struct kvmsnap_region *region)
 {
-	return __vmalloc(kvmsnap_region_bitmap_bytes(region), KVMSNAP_GFP_BITMAP);
+	return __vmalloc(kvmsnap_region_bitmap_bytes(region), KVMSNAP_GFP | __GFP_ZERO);
 }
 
 u64 *kvmsnap_hash_alloc(const struct kvmsnap_region *region)
 {
-	return __vmalloc(kvmsnap_region_hash_bytes(region), KVMSNAP_GFP_BITMAP);
+	return __vmalloc(kvmsnap_region_hash_bytes(region), KVMSNAP_GFP | __GFP_ZERO);
 }
 
 /**

@@ -11,6 +11,12 @@ static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
 /* Of all regions together; at four bits a page that is 2 GiB of bitmaps; of hashes 32 GiB. */
 #define KVMSNAP_MAX_BYTES	BIT_ULL(44)
 
+/*
+ * For what has a length that the caller or the VMM chooses: charged to the owner; no news when
+ * there is not enough, and nobody is killed for it.
+ */
+#define KVMSNAP_GFP	(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL)
+
 /* A worker takes a chunk at a time: 2 MiB of a region, aligned in the region. */
 #define KVMSNAP_CHUNK_PAGES	512
 

@@ -32,20 +32,18 @@
 int kvmsnap_stage_resize(struct kvmsnap_stage *stage, u64 bytes)
 {
 	u32 max = DIV_ROUND_UP(bytes, PAGE_SIZE);
-	/* The caller's size: no news when there is not enough. */
-	const gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_RETRY_MAYFAIL;
 
 	kvmsnap_stage_destroy(stage);
 	if (!max)
 		return 0;
-	/* Nor are others, VMs above all, to be killed for it. */
+	/* Other VMs are not to be killed for it. */
 	if (max > si_mem_available())
 		return -ENOMEM;
-	stage->slots = __vmalloc(array_size(max, sizeof(*stage->slots)), gfp | __GFP_ZERO);
+	stage->slots = __vmalloc(array_size(max, sizeof(*stage->slots)), KVMSNAP_GFP | __GFP_ZERO);
 	if (!stage->slots)
 		return -ENOMEM;
 	for (; stage->max < max; stage->max++) {
-		struct page *page = alloc_page(gfp);
+		struct page *page = alloc_page(KVMSNAP_GFP);
 
 		if (!page || fatal_signal_pending(current)) {
 			if (page)
