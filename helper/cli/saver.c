@@ -289,8 +289,7 @@ static void close_ahead(struct saver *saver)
 	saver->ahead = -1;
 }
 
-/* Nothing follows what there was, and that is why. */
-static void forget_last(struct saver *saver, const char *why)
+void saver_forget(struct saver *saver, const char *why)
 {
 	saver->why = why;
 	chain_free(&saver->chain);
@@ -311,7 +310,7 @@ static int load_chain(struct saver *saver, struct error *err)
 		ret = error_set(err, EBADMSG, "%s: generation %llu is not to be found any more; see kvmsnap verify",
 				saver->last_path, (unsigned long long)saver->generation);
 	if (ret)
-		forget_last(saver, "the last one's file can't be read any more");
+		saver_forget(saver, "the last one's file can't be read any more");
 	return ret;
 }
 
@@ -350,7 +349,7 @@ static int open_target(struct saver *saver, const char *path, int fd, struct err
 	int ret;
 
 	if (saver->chain.nr && !target_has_name(saver->last, saver->last_path))
-		forget_last(saver, "the last one's file has another name now");
+		saver_forget(saver, "the last one's file has another name now");
 	round->output = path;
 	round->content = CONTENT_FULL;
 	if (saver->last >= 0 && saver->last_path &&
@@ -390,8 +389,12 @@ static int prepare(struct saver *saver, struct error *err)
 				  human_bytes((double)opt->stage), strerror(-ret));
 		saver->stage = ret ? 0 : opt->stage;
 	}
-	if (ret || saver->followed)
+	if (ret)
 		return ret;
+	if (saver->followed) {
+		follow_look(&saver->follow);
+		return 0;
+	}
 	/* A VM that is stopped has nothing to run for. */
 	if (opt->incremental || (opt->live && qemu_is_running(&saver->qemu))) {
 		ret = follow_start(&saver->follow, err);
@@ -619,7 +622,6 @@ static int save_round(struct saver *saver, struct error *err)
 		ret = prepare(saver, err);
 	if (ret)
 		return ret;
-	follow_look(&saver->follow);
 
 	began = now();
 	if (saver->opt->live && qemu_is_running(&saver->qemu))
@@ -703,11 +705,6 @@ int saver_moved(struct saver *saver, const char *path, int fd, struct error *err
 	return load_chain(saver, err);
 }
 
-void saver_forget(struct saver *saver, const char *why)
-{
-	forget_last(saver, why);
-}
-
 void saver_look_ahead(struct saver *saver)
 {
 	if (saver->ahead < 0 && saver->last >= 0 && saver->last_path && !saver->chain.nr && !saver->renew)
@@ -729,7 +726,7 @@ static void succeed(struct saver *saver)
 		return;
 	chain_free(&saver->chain);
 	if (round->target.device)
-		forget_last(saver, "the last one is on a block device, which has room for one");
+		saver_forget(saver, "the last one is on a block device, which has room for one");
 	else if (round->content == CONTENT_APPENDED)
 		/* If it can't be read now, the next one is a full one. */
 		saver_moved(saver, path, round->target.fd, &ignored);
@@ -761,7 +758,7 @@ static void close_session(struct saver *saver)
 	follow_end(&saver->follow);
 	ram_close(&saver->ram);
 	snap_free(&saver->snap);
-	forget_last(saver, NULL);
+	saver_forget(saver, NULL);
 }
 
 static int try_round(struct saver *saver, const char *path, int fd, const char *why, struct error *err)
@@ -783,7 +780,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 		succeed(saver);
 	/* The module knows no more what the last file has, which is a base for nothing now. */
 	if (ret && round->begun && round->content == CONTENT_FULL)
-		forget_last(saver, saver->generation ? "one of all of memory has failed since" : NULL);
+		saver_forget(saver, saver->generation ? "one of all of memory has failed since" : NULL);
 	/* Nor is the layout all the session's. */
 	if (ret && saver->snap.nr_blocks != saver->ram.nr)
 		saver->renew = true;
