@@ -186,6 +186,19 @@ dm_load() {
 	dmsetup resume "$KVMSNAP_DM"
 }
 
+# writes_take MS: each write to that device from now on; 0 for what the disk takes.
+writes_take() {
+	local disk sectors
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	if [ "$1" = 0 ]; then
+		dm_load "0 $sectors linear $disk 0"
+	else
+		modprobe dm-delay
+		dm_load "0 $sectors delay $disk 0 0 $disk 0 $1"
+	fi
+}
+
 # No process of kvmsnap's follows a VM any more.
 keepers_end() {
 	pkill -x kvmsnap-keep || true

@@ -109,14 +109,13 @@ qmp_lost() {
 # The guest is stopped, and nobody but the guardian is there to have it go on.
 qmp_lost_stopped() {
 	local saver i
-	modprobe dm-delay
-	dm_load "0 $(blockdev --getsz "$(disk 1)") delay $(disk 1) 0 0 $(disk 1) 0 300"
+	writes_take 300
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
 	for i in $(seq 100); do [ "$(guest_status a)" != paused ] || break; done
 	lose_qmp $saver
 	! wait $saver || return 1
-	dm_load "0 $(blockdev --getsz "$(disk 1)") linear $(disk 1) 0"
+	writes_take 0
 	cat "$work/error"
 	grep -q 'QMP: ' "$work/error"
 	guardian_resumes
@@ -175,28 +174,22 @@ disk_full() {
 }
 
 disk_fails() {
-	local saver disk sectors
-	disk=$(disk 1)
-	sectors=$(blockdev --getsz "$disk")
+	local saver
 	# Slow enough for the save not to be over before it fails.
-	modprobe dm-delay
-	dm_load "0 $sectors delay $disk 0 0 $disk 0 300"
+	writes_take 300
 	begin_save "/dev/mapper/${KVMSNAP_DM:?}"
-	dm_load "0 $sectors error"
+	dm_load "0 $(blockdev --getsz "$(disk 1)") error"
 	kill -CONT $saver
 	! wait $saver || return 1
-	dm_load "0 $sectors linear $disk 0"
+	writes_take 0
 	cat "$work/error"
 	grep -q 'Input/output error' "$work/error"
 }
 
 # Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too.
 migrated() {
-	local saver disk sectors i
-	disk=$(disk 1)
-	sectors=$(blockdev --getsz "$disk")
-	modprobe dm-delay
-	dm_load "0 $sectors delay $disk 0 0 $disk 0 700"
+	local saver i
+	writes_take 700
 	begin_failing
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
@@ -211,7 +204,7 @@ migrated() {
 	done
 	[ -d /proc/$saver ]
 	! wait $saver || return 1
-	dm_load "0 $sectors linear $disk 0"
+	writes_take 0
 	cat "$work/error"
 	grep -q "QEMU is in state 'postmigrate'" "$work/error"
 	[ "$(guest_status a)" = postmigrate ]

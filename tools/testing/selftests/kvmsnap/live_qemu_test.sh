@@ -202,17 +202,14 @@ staged() {
 
 # Each write to the disk takes 200 ms, and the guest does not wait for them.
 slow_disk() {
-	local disk sectors ticks dev=/dev/mapper/${KVMSNAP_DM:?}
-	disk=$(disk 1)
-	sectors=$(blockdev --getsz "$disk")
-	modprobe dm-delay
-	dm_load "0 $sectors delay $disk 0 0 $disk 0 200"
+	local ticks dev=/dev/mapper/${KVMSNAP_DM:?}
+	writes_take 200
 	guest_again a "$work_args" -m ${mem}M
 	guest_goes_on a
 	ticks=$(last_tick a)
 	kvmsnap save --live --max-passes 2 --max-downtime 1us --allow-downtime 60s --stage 64M \
 		--qmp "$work/a.qmp" --output "$dev" --json >"$work/report"
-	dm_load "0 $sectors linear $disk 0"
+	writes_take 0
 	cat "$work/report"
 	[ "$(jq '.staged_bytes > 0 and .phases.stage > 0.15' "$work/report")" = true ]
 	[ "$(guest_status a)" = running ]
