@@ -70,13 +70,13 @@ static int step_wait_staged(struct saving *s)
 {
 	struct kvmsnap_wait wait;
 
-	return kvmsnap_wait_staged(s->session, 60 * SECOND, &wait);
+	return kvmsnap_wait_staged(s->session, PASS_LIMIT, &wait);
 }
 
 static int step_wait(struct saving *s)
 {
 	struct kvmsnap_wait wait;
-	int err = kvmsnap_wait(s->session, 60 * SECOND, &wait);
+	int err = kvmsnap_wait(s->session, PASS_LIMIT, &wait);
 
 	return err ? err : -(int)wait.error;
 }

@@ -235,7 +235,7 @@ TEST(full_file_system)
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(400 * MIB), 400 * MIB, target, 0));
 	fill_pages(s.mem, s.bytes / PAGE, 9);
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 120 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 2 * PASS_LIMIT, &wait));
 	EXPECT_EQ(ENOSPC, wait.error);
 	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);
 	EXPECT_GT(400 * MIB, wait.error_offset);
@@ -264,7 +264,7 @@ TEST(device_error_tells_the_offset)
 	ASSERT_EQ(0, setup_with(&s, map_anonymous(16 * MIB), 16 * MIB, dm_open(dm), 0));
 	fill_pages(s.mem, s.bytes / PAGE, 9);
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 	EXPECT_EQ(EIO, wait.error);
 	EXPECT_EQ(8 * MIB, wait.error_offset);
 	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);

@@ -3,7 +3,8 @@
  * What the test programs share: a real VM with memory, a session bound to it, a target.
  *
  * Environment, set by tools/testing/test: KVMSNAP_DIR, a folder on a disk's file system;
- * KVMSNAP_DM, the name of a device-mapper device that tests may reload, suspend and resume.
+ * KVMSNAP_DM, the name of a device-mapper device that tests may reload, suspend and resume;
+ * KVMSNAP_SLOW, how many times as long as usual everything may take.
  */
 #ifndef KVMSNAP_TEST_H
 #define KVMSNAP_TEST_H
@@ -26,7 +27,23 @@
 #include <time.h>
 #include <unistd.h>
 
+/* For limits: the debug kernel is four times as slow. */
+static inline unsigned int slowness(void)
+{
+	int slow = getenv("KVMSNAP_SLOW") ? atoi(getenv("KVMSNAP_SLOW")) : 1;
+
+	return slow > 1 ? (unsigned int)slow : 1;
+}
+
+static inline unsigned int slow_alarm(unsigned int seconds)
+{
+	return alarm(seconds * slowness());
+}
+
+/* The harness's limits are constants, and it keeps them with alarm(). */
+#define alarm slow_alarm
 #include "kselftest_harness.h"
+#undef alarm
 
 /* Seconds a test: the machine may be an emulated one. */
 #undef TEST_TIMEOUT_DEFAULT
@@ -37,6 +54,9 @@
 #define PAGE	4096UL
 #define MIB	(1UL << 20)
 #define SECOND	1000000000LL
+
+/* Nanoseconds within which a pass that nothing hinders has ended. */
+#define PASS_LIMIT	(slowness() * 60 * SECOND)
 
 /* ioctl() as 0 or a positive errno. */
 static inline int call(int fd, unsigned long number, void *arg)
@@ -117,7 +137,7 @@ static inline int save_all(int session)
 
 	if (err)
 		return -err;
-	err = kvmsnap_wait(session, 60 * SECOND, &wait);
+	err = kvmsnap_wait(session, PASS_LIMIT, &wait);
 	return err ? -err : wait.error;
 }
 

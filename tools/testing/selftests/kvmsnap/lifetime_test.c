@@ -146,7 +146,7 @@ TEST_F(held, boundless_rate)
 	ASSERT_EQ(0, kvmsnap_queue(s.session, &how, NULL));
 	usleep(1500000);
 	release(self->dm);
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 	EXPECT_EQ(0, wait.error);
 	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
 	setup_close(&s);
@@ -582,7 +582,7 @@ TEST(nothing_is_left_after_wait)
 		ASSERT_EQ(0, setup_with(&s, map_anonymous(MIB), MIB, target_create(MIB), 0));
 		fill_pages(s.mem, 1, 1);
 		ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-		ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+		ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 		close(s.session);
 		s.session = -1;
 		left += module_references() != 0;

@@ -408,7 +408,7 @@ static int pass_dirty(int session, uint32_t flags)
 	int err = kvmsnap_queue_dirty(session, flags, NULL);
 
 	if (!err)
-		err = kvmsnap_wait(session, 60 * SECOND, &wait);
+		err = kvmsnap_wait(session, PASS_LIMIT, &wait);
 	return err ? err : wait.error;
 }
 
@@ -886,7 +886,7 @@ static double stage(struct machine *m, int session, char *ram, bool compare)
 	if (kvmsnap_harvest(session, NULL) ||
 	    (compare ? kvmsnap_queue_compare(session, KVMSNAP_QUEUE_STAGE, NULL) :
 		       kvmsnap_queue_dirty(session, KVMSNAP_QUEUE_STAGE, NULL)) ||
-	    kvmsnap_wait_staged(session, 60 * SECOND, &wait) || wait.error)
+	    kvmsnap_wait_staged(session, PASS_LIMIT, &wait) || wait.error)
 		return 1e6;
 	return seconds() - began;
 }
@@ -916,7 +916,7 @@ TEST_F(staged, is_what_memory_was)
 		} else {
 			EXPECT_EQ(dirty, stats.pages_staged);
 		}
-		ASSERT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+		ASSERT_EQ(0, kvmsnap_wait(self->session, PASS_LIMIT, &wait));
 		EXPECT_EQ(0, wait.error);
 		written = seconds() - written;
 		kvmsnap_stats(self->session, &stats);
@@ -944,7 +944,7 @@ TEST_F(staged, cancelled)
 
 	EXPECT_GT(30, stage(&self->m, self->session, self->ram, variant->compare));
 	ASSERT_EQ(0, kvmsnap_cancel(self->session));
-	ASSERT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(self->session, PASS_LIMIT, &wait));
 	EXPECT_TRUE(!wait.error || wait.error == ECANCELED);
 	if (variant->bytes == RAM) {
 		kvmsnap_stats(self->session, &stats);
@@ -991,7 +991,7 @@ TEST(staged_vmm_ends)
 	}
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	ASSERT_EQ(0, status);
-	ASSERT_EQ(0, kvmsnap_wait(session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(session, PASS_LIMIT, &wait));
 	EXPECT_EQ(0, wait.error);
 	EXPECT_EQ(KVMSNAP_STATE_DEAD, wait.state);
 	target = dm_open(dm);
@@ -1103,7 +1103,7 @@ TEST_F(observed, logging_comes_and_goes)
 	EXPECT_EQ(-ENODATA, kvmsnap_queue_dirty(self->session, 0, NULL));
 	/* Without a ring, by comparing. */
 	EXPECT_EQ(0, kvmsnap_queue_compare(self->session, 0, NULL));
-	EXPECT_EQ(0, kvmsnap_wait(self->session, 60 * SECOND, &wait));
+	EXPECT_EQ(0, kvmsnap_wait(self->session, PASS_LIMIT, &wait));
 	EXPECT_EQ(0, wait.error);
 	/* What was written without logging is dirty. */
 	ASSERT_EQ(0, machine_logging(&self->m, true));

@@ -270,7 +270,7 @@ TEST(unmapped_in_the_middle)
 	fill_pages(s.mem, 16 * MIB / PAGE, 1);
 	ASSERT_EQ(0, munmap(s.mem + 5 * MIB + 3 * PAGE, 7 * PAGE));
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 	EXPECT_EQ(EFAULT, wait.error);
 	EXPECT_EQ(5 * MIB + 3 * PAGE, wait.error_offset);
 	setup_close(&s);
@@ -285,7 +285,7 @@ TEST(unreadable_in_the_middle)
 	fill_pages(s.mem, 16 * MIB / PAGE, 1);
 	ASSERT_EQ(0, mprotect(s.mem + 9 * MIB, PAGE, PROT_NONE));
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 	EXPECT_EQ(EFAULT, wait.error);
 	EXPECT_EQ(9 * MIB, wait.error_offset);
 	/* Readable again, it works. */
@@ -308,7 +308,7 @@ TEST(memory_file_that_was_cut_short)
 	fill_pages(s.mem, 16 * MIB / PAGE, 1);
 	ASSERT_EQ(0, ftruncate(fd, 15 * MIB));
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, 60 * SECOND, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
 	EXPECT_EQ(EFAULT, wait.error);
 	EXPECT_EQ(15 * MIB, wait.error_offset);
 	setup_close(&s);
