@@ -27,7 +27,7 @@ help:
 	@echo '  test-sanitized    the command under ASan and UBSan, and some of it under valgrind'
 	@echo '  test-debug        on a kernel with KASAN, lockdep and the like, built on the first use; TESTS="names"'
 	@echo '  fuzz              the parsers of files, streams and QMP, with libFuzzer; TIME=60 seconds each, TESTS="names"'
-	@echo '  fuzz-ioctls       hostile VMMs on the debug kernel, guided by KCOV; COUNT=1000000'
+	@echo '  fuzz-ioctls       hostile VMMs on the debug kernel, guided by KCOV; COUNT=1000000 ioctls'
 	@echo '  lint              checkpatch, sparse, coccicheck, gcc, clang, cppcheck, shellcheck and our own; CHECKS="names"'
 	@echo '  bench             side by side with stock QEMU; writes tables into README.md; PARTS="stopped live"'
 	@echo '  shell             a command in the test machine: make shell CMD="kvmsnap --help"'
@@ -92,11 +92,8 @@ test-broken:
 test-debug:
 	tools/testing/test-debug $(TESTS)
 
-# The newest kernel with the newest QEMU.
 test-kernels:
-	KERNEL=6.1 tools/testing/test
-	KERNEL=6.12 tools/testing/test
-	KERNEL=7.3 KVMSNAP_QEMU=backports tools/testing/test
+	tools/testing/test-kernels
 
 test-sanitized:
 	KVMSNAP_SANITIZE=1 KVMSNAP_SLOW=2 tools/testing/test cli_test.sh qemu_test.sh live_qemu_test.sh live_faults_test.sh \
@@ -104,7 +101,7 @@ test-sanitized:
 	KVMSNAP_VALGRIND=1 KVMSNAP_SLOW=4 KVMSNAP_TEST_ARGS="-t files" tools/testing/test cli_test.sh
 
 fuzz-ioctls:
-	KVMSNAP_FUZZ=$(or $(COUNT),1000000) KVMSNAP_CORPUS=$(or $(CORPUS),$(CURDIR)/tools/testing/fuzz/ioctls) tools/testing/test-debug fuzz_test
+	KVMSNAP_FUZZ=$(or $(COUNT),1000000) KVMSNAP_KEEP=$(KEEP) tools/testing/test-debug fuzz_test
 
 lint:
 	tools/testing/lint $(CHECKS)
