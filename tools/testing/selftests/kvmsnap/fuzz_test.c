@@ -10,7 +10,8 @@
  * had is kept, and others are made from it.
  *
  * KVMSNAP_FUZZ: ioctls (20000).  KVMSNAP_SEED: repeats the programs, if not their order.
- * KVMSNAP_CORPUS: a file of programs to begin with, and to keep them in.
+ * KVMSNAP_CORPUS: a file of programs, which are run first.  KVMSNAP_KEEP: keep in it, in the end, those
+ * that the code reached needs.
  */
 #include <linux/fuse.h>
 #include <linux/kcov.h>
@@ -49,9 +50,10 @@ struct program {
 /* Of all processes. */
 static struct shared {
 	atomic_ulong ioctls, did[NR_OPS], worked[NR_OPS], edges;
-	atomic_uint nr_programs;
+	atomic_uint nr_programs, next_of_corpus;
+	unsigned int nr_corpus;
 	atomic_uchar seen[1 << 16];
-	struct program program[MAX_PROGRAMS];
+	struct program program[MAX_PROGRAMS], corpus[MAX_PROGRAMS];
 } *shared;
 
 /* Where its own code is. */
@@ -446,8 +448,11 @@ static long do_op(struct thread *t, int op)
 	}
 }
 
-/* Run a program; is it one to be kept, because it has reached what none had? */
-static bool run_program(struct thread *t, const struct program *program)
+/*
+ * Run a program; is it one to be kept, because it has reached what none had?  Without KCOV one of the
+ * corpus is taken to have.
+ */
+static bool run_program(struct thread *t, const struct program *program, bool of_corpus)
 {
 	bool fresh = false;
 	uint64_t i, n;
@@ -465,7 +470,7 @@ static bool run_program(struct thread *t, const struct program *program)
 		do_op(t, op);
 	}
 	if (!t->cover)
-		return false;
+		return of_corpus;
 	n = __atomic_load_n(&t->cover[0], __ATOMIC_RELAXED);
 	ioctl(t->kcov, KCOV_DISABLE, 0);
 	for (i = 1; i <= n && i < COVER; i++) {
@@ -510,6 +515,7 @@ static void *fuzz_thread(void *arg)
 	struct thread t = { .random = (uintptr_t)arg, .kcov = open("/sys/kernel/debug/kcov", O_RDWR | O_CLOEXEC) };
 	struct program program;
 	unsigned int nr;
+	bool of_corpus;
 
 	if (t.kcov >= 0 && ioctl(t.kcov, KCOV_INIT_TRACE, COVER) == 0) {
 		t.cover = mmap(NULL, COVER * 8, PROT_READ | PROT_WRITE, MAP_SHARED, t.kcov, 0);
@@ -517,8 +523,15 @@ static void *fuzz_thread(void *arg)
 			t.cover = NULL;
 	}
 	for (;;) {
-		make_program(&t, &program);
-		if (run_program(&t, &program)) {
+		nr = atomic_load(&shared->next_of_corpus);
+		if (nr < shared->nr_corpus)
+			nr = atomic_fetch_add(&shared->next_of_corpus, 1);
+		of_corpus = nr < shared->nr_corpus;
+		if (of_corpus)
+			program = shared->corpus[nr];
+		else
+			make_program(&t, &program);
+		if (run_program(&t, &program, of_corpus)) {
 			nr = atomic_fetch_add(&shared->nr_programs, 1);
 			if (nr < MAX_PROGRAMS)
 				shared->program[nr] = program;
@@ -597,16 +610,16 @@ static void load_corpus(const char *path)
 	FILE *f = path ? fopen(path, "r") : NULL;
 	struct program p;
 
-	while (f && atomic_load(&shared->nr_programs) < MAX_PROGRAMS && fread(&p.len, 2, 1, f) == 1 && p.len <= PROGRAM &&
+	while (f && shared->nr_corpus < MAX_PROGRAMS && fread(&p.len, 2, 1, f) == 1 && p.len <= PROGRAM &&
 	       fread(p.bytes, 1, p.len, f) == p.len)
-		shared->program[atomic_fetch_add(&shared->nr_programs, 1)] = p;
+		shared->corpus[shared->nr_corpus++] = p;
 	if (f)
 		fclose(f);
 }
 
 static void keep_corpus(const char *path)
 {
-	FILE *f = path ? fopen(path, "w") : NULL;
+	FILE *f = path && atomic_load(&shared->edges) ? fopen(path, "w") : NULL;
 	unsigned int i, nr = atomic_load(&shared->nr_programs);
 
 	for (i = 0; f && i < nr && i < MAX_PROGRAMS; i++) {
@@ -634,7 +647,10 @@ FIXTURE_SETUP(hostile)
 
 FIXTURE_TEARDOWN(hostile)
 {
-	keep_corpus(getenv("KVMSNAP_CORPUS"));
+	const char *keep = getenv("KVMSNAP_KEEP");
+
+	if (keep && *keep)
+		keep_corpus(getenv("KVMSNAP_CORPUS"));
 	fuse_end(self->fuse);
 	munmap(shared, sizeof(*shared));
 }
@@ -684,8 +700,8 @@ TEST_F_TIMEOUT(hostile, vmms, 36000)
 	for (i = 0; i < NR_OPS; i++)
 		TH_LOG("%10lu %-12s %10lu worked", atomic_load(&shared->did[i]), op_names[i],
 		       atomic_load(&shared->worked[i]));
-	TH_LOG("%lu ioctls, %u processes killed, %u had died; %lu places in the module reached, %u programs kept",
-	       atomic_load(&shared->ioctls), killed, died, atomic_load(&shared->edges),
+	TH_LOG("%lu ioctls, %u programs of the corpus, %u processes killed, %u had died; %lu places in the module reached, %u programs kept",
+	       atomic_load(&shared->ioctls), shared->nr_corpus, killed, died, atomic_load(&shared->edges),
 	       atomic_load(&shared->nr_programs));
 	/* By chance, but what a save is made of has been done many times. */
 	EXPECT_LT(wanted / 1000, atomic_load(&shared->worked[NR_OPS - 1]));
