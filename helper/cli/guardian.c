@@ -22,62 +22,97 @@
 #define SAYS_PARTIAL	'p'	/* and a file's provisional path with its final 0; empty for none */
 #define SAYS_DONE	'd'
 
-#define COMMAND_MS	30000
+/* Of QEMU's answers the part that may be of interest; events in between may be longer. */
+#define MAX_ANSWER	1024
+
+static const struct timespec rest = { .tv_nsec = 100000000 };
 
 /*
  * Have QEMU do something.  It carries commands out in order, so it does not matter what the
  * helper had sent; 0xff ends a command that it had begun.  The answer is waited for without
- * a limit, because QEMU drops what a closed connection had queued.  False when the connection
- * is lost.
+ * a limit, because QEMU drops what a closed connection had queued.  Returns the answer, until the next
+ * command, or NULL when the connection is lost.
  */
-static bool command(int qmp_fd, const char *name)
+static const char *command(int qmp_fd, const char *name)
 {
-	char text[128], answer[4096 + 1];
+	static char answer[4 * MAX_ANSWER + 1];
+	char text[128], *id = NULL;
 	size_t len = 0;
 	ssize_t n;
 
 	n = snprintf(text, sizeof(text), "\xff\n{\"execute\":\"%s\",\"id\":\"guardian-%s\"}\n", name, name);
 	if (send(qmp_fd, text, (size_t)n, MSG_NOSIGNAL) < 0)
-		return false;
+		return NULL;
 	snprintf(text, sizeof(text), "\"guardian-%s\"", name);
-	for (;;) {
+	while (!id || !strchr(id, '\n')) {
+		if (len == sizeof(answer) - 1) {
+			memmove(answer, answer + len - MAX_ANSWER, MAX_ANSWER);
+			len = MAX_ANSWER;
+		}
 		n = recv(qmp_fd, answer + len, sizeof(answer) - 1 - len, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return false;
+			return NULL;
 		len += (size_t)n;
 		answer[len] = 0;
-		if (memmem(answer, len, text, strlen(text)))
-			return true;
-		/* Keep what the word may have begun in. */
-		if (len > 128) {
-			memmove(answer, answer + len - 64, 64);
-			len = 64;
-		}
+		id = memmem(answer, len, text, strlen(text));
 	}
+	*strchr(id, '\n') = 0;
+	while (id > answer && id[-1] != '\n')
+		id--;
+	return id;
+}
+
+/*
+ * Another client may have had the VM migrate since it was stopped: when that is over it is resumed, but
+ * not if it has gone elsewhere.  False when the connection is lost.
+ */
+static bool resume(int qmp_fd)
+{
+	bool refused = false;
+	const char *answer;
+
+	for (;;) {
+		answer = command(qmp_fd, "query-status");
+		if (!answer || strstr(answer, "\"postmigrate\""))
+			return answer;
+		if (strstr(answer, "\"finish-migrate\"")) {
+			nanosleep(&rest, NULL);
+			continue;
+		}
+		answer = command(qmp_fd, "cont");
+		/* Refused: the end of a migration may have begun just then. */
+		if (!answer || refused || !strstr(answer, "\"error\""))
+			return answer;
+		refused = true;
+	}
+}
+
+/* The guest comes first.  False when the connection is lost. */
+static bool undo(int qmp_fd, bool stopped, bool logging)
+{
+	return (!stopped || resume(qmp_fd)) && (!logging || command(qmp_fd, "cancel-vcpu-dirty-limit"));
 }
 
 /*
  * The same by a connection of our own, when the helper's was lost.  Another client may keep us
  * waiting; without QEMU, or when another has taken its place, there is nothing to do.
  */
-static void command_anew(const char *path, pid_t peer, const char *name)
+static void undo_anew(const char *path, pid_t peer, bool stopped, bool logging)
 {
-	const struct timespec rest = { .tv_nsec = 100000000 };
 	struct error ignored;
 	struct qmp qmp;
+	bool done;
 	int ret;
 
 	do {
 		ret = qmp_connect(&qmp, path, &ignored);
 		if (!ret) {
-			json_t *answer = qmp.peer != peer ? NULL :
-					 qmp_command(&qmp, name, NULL, -1, COMMAND_MS, &ignored);
-
-			json_decref(answer);
+			done = qmp.peer != peer || undo(qmp.fd, stopped, logging);
 			qmp_close(&qmp);
-			return;
+			if (done)
+				return;
 		}
 		nanosleep(&rest, NULL);
 	} while (ret != -ECONNREFUSED && ret != -ENOENT);
@@ -117,11 +152,9 @@ static void guard(int pipe_fd, int qmp_fd, const char *path, pid_t peer)
 		else
 			logging = c == SAYS_LOGGING;
 	}
-	/* The pipe closed without a word: the helper is dead, or at its end.  The guest comes first. */
-	if (stopped && !command(qmp_fd, "cont"))
-		command_anew(path, peer, "cont");
-	if (logging && !command(qmp_fd, "cancel-vcpu-dirty-limit"))
-		command_anew(path, peer, "cancel-vcpu-dirty-limit");
+	/* The pipe closed without a word: the helper is dead, or at its end. */
+	if (!undo(qmp_fd, stopped, logging))
+		undo_anew(path, peer, stopped, logging);
 	if (partial[0])
 		target_remove_torn(partial, true);
 	_exit(0);

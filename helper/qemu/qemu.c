@@ -303,11 +303,20 @@ int qemu_cont(struct qemu *qemu, struct error *err)
 int qemu_cont_unless_gone(struct qemu *qemu, struct error *err)
 {
 	const struct timespec rest = { .tv_nsec = 100000000 };
+	bool refused = false;
 	int ret;
 
-	while (!(ret = read_status(qemu, err)) && !strcmp(qemu->status, "finish-migrate"))
-		nanosleep(&rest, NULL);
-	return ret || !strcmp(qemu->status, "postmigrate") ? ret : qemu_cont(qemu, err);
+	for (;;) {
+		while (!(ret = read_status(qemu, err)) && !strcmp(qemu->status, "finish-migrate"))
+			nanosleep(&rest, NULL);
+		if (ret || !strcmp(qemu->status, "postmigrate"))
+			return ret;
+		ret = qemu_cont(qemu, err);
+		/* Refused: the end of a migration may have begun just then. */
+		if (!ret || refused)
+			return ret;
+		refused = true;
+	}
 }
 
 /* MiB a second, of each vCPU. */

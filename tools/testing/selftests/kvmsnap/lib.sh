@@ -117,11 +117,21 @@ guest_again() {
 # console NAME: its lines so far are in $console.  Without a process, as above.
 console() { mapfile -t console <"$work/$1.console"; }
 
-# wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT.
+# await SECONDS COMMAND...: until it succeeds; where the machine is slow, longer.
+await() {
+	local i
+	for ((i = 0; i < $1 * 10 * ${KVMSNAP_SLOW:-1}; i++)); do
+		if "${@:2}"; then return; fi
+		sleep 0.1
+	done
+	return 1
+}
+
+# wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT; where the machine is slow, longer.
 wait_for() {
 	local i pid console
 	read -r pid <"$work/$1.pid"
-	for ((i = 0; i < $3 * 5; i++)); do
+	for ((i = 0; i < $3 * 5 * ${KVMSNAP_SLOW:-1}; i++)); do
 		console "$1"
 		[[ ${console[*]} != *"$2"* ]] || return 0
 		[[ ${console[*]} != *'guest: FAILED'* && ${console[*]} != *'Kernel panic'* ]] || break
@@ -151,14 +161,14 @@ last_tick() { last_said "$1" '^guest: tick ([0-9]+) bad '; }
 
 # guest_goes_on NAME: it ticks on, and has found no bad page.
 guest_goes_on() {
-	local from i console
+	local from i console tries=$((200 * ${KVMSNAP_SLOW:-1}))
 	from=$(last_tick "$1")
-	for i in {1..200}; do
+	for ((i = 0; i < tries; i++)); do
 		[ "$(last_tick "$1")" -gt "$((${from:-0} + 2))" ] 2>/dev/null && break
 		sleep 0.1
 	done
 	console "$1"
-	if [ "$i" = 200 ]; then
+	if [ "$i" = "$tries" ]; then
 		echo "guest $1 does not go on after tick ${from:-none}; its console ends:" >&2
 		tail -n 40 "$work/$1.console" >&2
 		return 1
@@ -275,7 +285,7 @@ incoming_start() {
 		;;
 	esac
 	local i status
-	for i in $(seq 300); do
+	for i in $(seq $((300 * ${KVMSNAP_SLOW:-1}))); do
 		status=$(guest_status "$name")
 		[ "$status" = paused ] && return 0
 		[ "$status" = inmigrate ] || break

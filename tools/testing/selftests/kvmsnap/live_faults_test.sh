@@ -186,28 +186,52 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
-# Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too.
+is() { [ "$(guest_status a)" = "$1" ]; }
+no_guardian() { ! pgrep -x kvmsnap-guard >/dev/null; }
+
+# Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too,
+# whether the helper is there to see it or is killed.
 migrated() {
-	local saver i
+	local saver
 	writes_take 700
 	begin_failing
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
-	for i in $(seq 300); do
-		[ "$(guest_status a)" != paused ] || break
-		sleep 0.05
-	done
+	await 15 is paused
 	qmp a '{"execute":"migrate","arguments":{"uri":"exec:cat >/dev/null"}}' | grep '"return"'
-	for i in $(seq 300); do
-		[ "$(guest_status a)" != postmigrate ] || break
-		sleep 0.1
-	done
+	await 15 is postmigrate
 	[ -d /proc/$saver ]
+	[ "$1" != killed ] || kill -KILL $saver
 	! wait $saver || return 1
 	writes_take 0
 	cat "$work/error"
-	grep -q "QEMU is in state 'postmigrate'" "$work/error"
+	[ "$1" = killed ] || grep -q "QEMU is in state 'postmigrate'" "$work/error"
+	await 10 no_guardian
 	[ "$(guest_status a)" = postmigrate ]
+	guest_kill a
+}
+
+# The helper is killed while such a migration is about to end; then it is cancelled, and the guest goes on.
+migration_cancelled() {
+	local saver
+	writes_take 700
+	begin_failing
+	qmp a '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"pause-before-switchover","state":true}]}}'
+	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" &
+	saver=$!
+	await 15 is paused
+	qmp a '{"execute":"migrate","arguments":{"uri":"exec:cat >/dev/null"}}' | grep '"return"'
+	await 15 is finish-migrate
+	kill -KILL $saver
+	! wait $saver || return 1
+	writes_take 0
+	sleep 1
+	pgrep -x kvmsnap-guard
+	is finish-migrate
+	qmp a '{"execute":"migrate_cancel"}'
+	await 10 no_guardian
+	[ "$(guest_status a)" = running ]
+	guest_goes_on a
 	guest_kill a
 }
 
@@ -235,5 +259,7 @@ tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
 tap_case "the helper killed anywhere, seed $seed" failing killed_anywhere "$seed"
 tap_case "QEMU killed in the middle" qemu_killed
-tap_case "migrated in the middle" migrated
+tap_case "migrated in the middle" migrated seen
+tap_case "migrated in the middle, and the helper killed" migrated killed
+tap_case "a migration cancelled in the middle, and the helper killed" migration_cancelled
 tap_end
