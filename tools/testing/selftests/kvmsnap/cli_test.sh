@@ -52,12 +52,13 @@ no_qemu() {
 	refuses "start QEMU with -qmp unix:" save --qmp "$work/none" --output "$dir/snap"
 	# Something that listens and is not QEMU.
 	socat "UNIX-LISTEN:$work/other,fork" EXEC:'echo hello' & local pid=$!
-	sleep 1
+	# Flags of one that listens.
+	await 10 grep -q "00010000.* $work/other\$" /proc/net/unix
 	refuses "not JSON" save --qmp "$work/other" --output "$dir/snap"
 	kill $pid
 	# Another client is connected.
-	socat -u "UNIX-CONNECT:$qmp" - >/dev/null & pid=$!
-	sleep 1
+	socat -u "UNIX-CONNECT:$qmp" - >"$work/greeting" & pid=$!
+	await 10 grep -q QMP "$work/greeting"
 	refuses "another client" save --qmp "$qmp" --output "$dir/snap"
 	kill $pid
 	sleep 1
@@ -319,11 +320,11 @@ stale_partial() {
 	kvmsnap verify "$dir/snap"
 	rm "$dir/snap"
 	# One that is being written is not touched.
-	flock "$dir/snap.partial" sleep 3 &
-	sleep 0.5
+	exec 8>"$dir/snap.partial"
+	flock 8
 	refuses "another save" save --qmp "$qmp" --output "$dir/snap"
 	[ -e "$dir/snap.partial" ]
-	wait
+	exec 8>&-
 	rm "$dir/snap.partial"
 	as_before
 }
@@ -439,7 +440,7 @@ events() {
 	follower=$!
 	kvmsnap top --interval 0.05 --count 100 >"$work/top" &
 	topper=$!
-	sleep 0.5
+	sleep "${KVMSNAP_SLOW:-1}"
 	kvmsnap save --live --max-downtime 1us --allow-downtime 60s --qmp "$qmp" --output "$dir/snap" --quiet
 	rm "$dir/snap"
 	for i in $(seq 50); do grep -q '"event":"closed"' "$work/events" && break; sleep 0.1; done

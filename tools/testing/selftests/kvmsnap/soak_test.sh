@@ -56,6 +56,16 @@ saved_at_once() {
 		printf "# mean %.2f s, slowest %.2f s\n", s / NR, max; exit !(NR == 8 && max <= 2 * s / NR) }' >&3
 }
 
+# trouble GUEST: it did not start; what is known of it.
+trouble() {
+	{
+		echo "guest $1 did not start at $(date +%T): $(guest_status "$1")"
+		cat "$work/said.$1"
+		for t in /proc/"$(cat "$work/$1.pid")"/task/*; do echo "$(cat "$t/comm"): $(head -n 3 "$t/stack" | tr '\n' ' ')"; done
+		uptime
+	} >>"$work/trouble" 2>&1
+}
+
 # chaos GUEST UNTIL: counts what it did in $work/did.GUEST.
 chaos() {
 	local save="kvmsnap save --qmp $work/$1.qmp --output $dir/$1.snap --force --quiet --sync none" what ms pid
@@ -81,7 +91,7 @@ chaos() {
 		5)
 			guest_kill "$1"
 			wait $pid || true
-			start "$1" || echo "guest $1 did not start" >>"$work/trouble"
+			start "$1" 2>"$work/said.$1" || trouble "$1"
 			echo restart
 			;;
 		*) echo save ;;
