@@ -282,7 +282,7 @@ int follow_collect(struct follow *follow, bool on, struct error *err)
 	if (ret)
 		return error_set(err, -ret, "harvesting the dirty rings: %s", strerror(-ret));
 	ret = scan(follow, &ranges, err);
-	if (!ret && on && follow_has_bits(follow))
+	if (!ret && on && follow->cleared)
 		ret = clear(follow, err);
 	if (!ret)
 		ret = mark(follow, &ranges, err);
@@ -290,6 +290,11 @@ int follow_collect(struct follow *follow, bool on, struct error *err)
 		follow->cleared = false;
 	free(ranges.range);
 	return ret ? ret : 1;
+}
+
+int follow_begin(struct follow *follow, struct error *err)
+{
+	return !follow->cleared && follow_has_bits(follow) ? clear(follow, err) : 0;
 }
 
 void follow_end(struct follow *follow)

@@ -61,9 +61,15 @@ int64_t follow_expect(struct follow *follow, struct error *err);
 /*
  * Before the last pass, with the VM stopped, or between two: put all that may have been written since
  * soft-dirty bits were cleared into the dirty set.  1, or 0 when that is not known and all is to be
- * compared.  @on, of a stopped VM: the bits start anew, for another generation.
+ * compared.  @on, of a stopped VM: the bits start anew, if they had been, for another generation.
  */
 int follow_collect(struct follow *follow, bool on, struct error *err);
+
+/*
+ * After the last pass, with the VM stopped: bits that had not been cleared start for another generation.  Not
+ * before that pass, when all pages were still in the dirty set, and so suspect.
+ */
+int follow_begin(struct follow *follow, struct error *err);
 
 /*
  * The VM may run again, or was never stopped: have QEMU log no more, or the guardian have it so, to

@@ -273,6 +273,8 @@ static int write_rest(struct saver *saver, struct error *err)
 			return ret;
 		ret = tracked_pass(saver, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL,
 				   first ? how : how | KVMSNAP_QUEUE_COMPARE, "the rest", err);
+		if (!ret && saver->opt->incremental)
+			ret = follow_begin(&saver->follow, err);
 	} else {
 		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, saver->opt->stage ? how : 0, "saving", err);
 	}

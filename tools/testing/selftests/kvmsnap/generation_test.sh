@@ -210,7 +210,7 @@ failing_between() {
 
 interrupted() {
 	kvmsnap save --incremental --live --bandwidth 100K --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
-	sleep 1
+	sleep "${KVMSNAP_SLOW:-1}"
 	kill -INT $!
 	! wait $! || return 1
 	cat "$work/error"
@@ -267,7 +267,7 @@ another_qemu() {
 	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)"
 	kvmsnap save --incremental --live --bandwidth 100K --qmp "$work/a.qmp" --output "$(where 2)" &
 	saver=$!
-	sleep 0.5
+	sleep "${KVMSNAP_SLOW:-1}"
 	pkill -STOP -x kvmsnap-guard
 	guest_kill a
 	! wait $saver || return 1
@@ -370,16 +370,16 @@ record_lost() {
 hidden_writer_plugged() {
 	local n
 	start -m ${mem}M
-	for n in 1 2 3; do
+	for n in 1 2; do
 		incremental "$n"
 		go_on
 	done
-	[ "$(jq .soft_dirty "$work/report.3")" = true ]
-	jq -e '.paused_compared_bytes < 80 * 1048576' "$work/report.3"
+	[ "$(jq .soft_dirty "$work/report.2")" = true ]
+	jq -e '.paused_compared_bytes < 80 * 1048576' "$work/report.2"
 	qmp a '{"execute":"netdev_add","arguments":{"type":"user","id":"vdpa0"}}' | grep '"return"'
-	incremental 4
-	[ "$(jq .soft_dirty "$work/report.4")" = false ]
-	jq -e '.paused_compared_bytes > 160 * 1048576' "$work/report.4"
+	incremental 3
+	[ "$(jq .soft_dirty "$work/report.3")" = false ]
+	jq -e '.paused_compared_bytes > 160 * 1048576' "$work/report.3"
 	guest_kill a
 }
 
