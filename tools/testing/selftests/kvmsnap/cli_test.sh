@@ -174,7 +174,7 @@ descriptor() {
 }
 
 block_device() {
-	dd if=/dev/urandom of="/dev/mapper/$dm" bs=1M count=300 status=none conv=fsync
+	dd of="/dev/mapper/$dm" bs=1M count=300 iflag=fullblock status=none conv=fsync < <(yes)
 	kvmsnap save --qmp "$qmp" --output "/dev/mapper/$dm" --stay-stopped
 	same_ram a "/dev/mapper/$dm"
 	kvmsnap verify "/dev/mapper/$dm"
