@@ -369,6 +369,7 @@ static int list_generation(const char *path, struct generation *generation, int 
 static int list_file(const char *path, json_t *json, struct error *err)
 {
 	struct chain chain;
+	struct error inner;
 	int fd = file_load(&chain, path, err);
 	size_t i;
 	int ret = 0;
@@ -378,6 +379,8 @@ static int list_file(const char *path, json_t *json, struct error *err)
 	for (i = 0; i < chain.nr; i++)
 		if (list_generation(path, &chain.generation[i], fd, json, err))
 			ret = -EBADMSG;
+	if (chain_check_end(&chain, &inner))
+		ret = error_set(err, EBADMSG, "%s: %.900s", path, inner.text);
 	chain_free(&chain);
 	close(fd);
 	return ret;
@@ -468,6 +471,9 @@ static int compact(const struct arguments *args, struct error *err)
 		c.total += bytes_of(&chain.generation[i], fd, &ignored);
 	if (!ret)
 		ret = target_open(&target, args->path, -1, true, err);
+	/* Nor has a save meanwhile: from here on it would find the file that we write. */
+	if (!ret && !target_has_name(fd, args->path))
+		ret = error_set(err, EBUSY, "%s was replaced meanwhile; compact it again, if need be", args->path);
 	if (!ret)
 		ret = chain_copy(&chain, fd, first, chain.nr - 1, target.fd, compact_progress, &c, err);
 	progress_clear();

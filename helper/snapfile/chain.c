@@ -71,7 +71,11 @@ static bool is_none(int ret)
 	return ret == -ENODATA || ret == -EBADMSG;
 }
 
-static int load_first(struct generation *generation, int fd, struct error *err)
+/*
+ * *torn: there is a record, which is not whole or not the stream's, and so no telling what follows.  QEMU
+ * writes no such thing, and truncates files; on a device it may be of a file that was there before.
+ */
+static int load_first(struct generation *generation, int fd, bool device, bool *torn, struct error *err)
 {
 	int ret = snap_parse(&generation->snap, fd, 0, err);
 
@@ -80,16 +84,19 @@ static int load_first(struct generation *generation, int fd, struct error *err)
 	ret = record_read(&generation->record, fd, snap_round_up(generation->snap.size, SNAP_PAGE), err);
 	if (ret && !is_none(ret))
 		return ret;
-	/* A record that makes no sense is as good as none: the stream stands for itself. */
+	*torn = ret == -EBADMSG;
+	/* The stream stands for itself. */
 	if (ret || generation->record.base || generation->record.stream ||
 	    !is_of_stream(&generation->record, &generation->snap)) {
+		*torn |= !ret;
 		record_free(&generation->record);
 		ret = make_record(generation);
 	}
+	*torn &= !device;
 	return ret ? error_set(err, -ret, "out of memory") : 0;
 }
 
-/* 1 when there is none at @base any more.  *torn: there is a part of one. */
+/* 1 when there is none at @base any more.  *torn: there is a part of one, or the file ends before it does. */
 static int load_next(struct generation *generation, int fd, uint64_t base, uint64_t size, bool *torn,
 		     struct error *err)
 {
@@ -101,6 +108,7 @@ static int load_next(struct generation *generation, int fd, uint64_t base, uint6
 		return ret;
 	*torn = ret == -EBADMSG;
 	if (ret || record->base != base || record->end > size) {
+		*torn |= !ret;
 		record_free(record);
 		return 1;
 	}
@@ -149,14 +157,14 @@ int chain_load(struct chain *chain, int fd, struct error *err)
 		more += chain->nr;
 		*more = (struct generation){ 0 };
 		ret = chain->nr ? load_next(more, fd, chain->end, (uint64_t)st.st_size, &chain->torn, err) :
-				  load_first(more, fd, err);
+				  load_first(more, fd, S_ISBLK(st.st_mode), &chain->torn, err);
 		if (ret > 0)
 			return 0;
 		chain->nr++;	/* to be freed, also when it is not whole */
 		if (ret)
 			break;
 		chain->end = more->record.end;
-		if (chain->nr == MAX_GENERATIONS)
+		if (chain->nr == MAX_GENERATIONS || chain->torn)
 			return 0;
 	}
 	chain_free(chain);
@@ -179,6 +187,8 @@ int chain_check_end(const struct chain *chain, struct error *err)
 {
 	if (!chain->torn)
 		return 0;
+	if (!chain->generation[0].record.generation)
+		return error_set(err, EBADMSG, "the record of the first generation is damaged: there is no telling whether others follow it; kvmsnap export, or QEMU, can load the first one still");
 	return error_set(err, EBADMSG, "behind generation %llu, at offset %llu, lies a record that is not whole: a generation that was cut off, or damage, with others behind it; truncate -s %llu drops it",
 			 (unsigned long long)chain->generation[chain->nr - 1].record.generation,
 			 (unsigned long long)chain->end, (unsigned long long)chain->end);

@@ -31,7 +31,7 @@ struct chain {
 	struct generation *generation;
 	size_t nr;
 	uint64_t end;			/* behind the last: where the next image begins */
-	bool torn;			/* there is a record, and it is not whole: a generation that was cut off, or damage */
+	bool torn;			/* a generation was cut off, or its record is damaged: the first one's, or the next's */
 };
 
 /* Find the generations of a file, of ours or of QEMU's.  Only the first one's stream is read. */
@@ -67,8 +67,8 @@ uint64_t snap_checksum(const uint8_t *page, const uint8_t key[RECORD_KEY]);
 
 /*
  * Read every page that a loaded generation has, with direct I/O through io_uring, and check it where there
- * are checksums, on all CPUs; *checked is how many bytes that was.  @progress is told the bytes read so far.
- * @path is @fd's, opened anew.
+ * are checksums, on all CPUs; *checked is how many bytes that was.  One that it does not have must have been
+ * zero then.  @progress is told the bytes read so far.  @path is what @fd is called in errors.
  */
 int snap_read_pages(const struct generation *generation, int fd, const char *path,
 		    void (*progress)(uint64_t bytes, void *data), void *data, uint64_t *checked,

@@ -11,6 +11,7 @@
 #include <liburing.h>
 #include <pthread.h>
 #include <sodium.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -220,6 +221,30 @@ static int read_checksums(struct reading *r, int fd)
 	return ret ? error_set(r->err, -ret, "%s: reading its checksums: %s", r->path, strerror(-ret)) : 0;
 }
 
+/* A page that the generation does not have was zero, as far as checksums are known. */
+static int check_absent(const struct reading *r)
+{
+	static const uint8_t zeros[SNAP_PAGE];
+	const struct record *record = &r->generation->record;
+	uint64_t zero = snap_checksum(zeros, record->key), page, wanted;
+	const uint64_t *sums = r->checksums;
+	size_t i;
+
+	for (i = 0; sums && i < record->nr_blocks; i++) {
+		const struct record_block *block = &record->blocks[i];
+
+		for (page = 0; page < block->length / SNAP_PAGE; page++) {
+			wanted = le64toh(*sums++);
+			if (wanted && wanted != zero && !generation_page(r->generation, block->name, page))
+				return error_set(r->err, EBADMSG,
+						 "%s: generation %llu: page %llu of RAM block %s is missing",
+						 r->path, (unsigned long long)record->generation,
+						 (unsigned long long)page, block->name);
+		}
+	}
+	return 0;
+}
+
 int snap_read_pages(const struct generation *generation, int fd, const char *path,
 		    void (*progress)(uint64_t bytes, void *data), void *data, uint64_t *checked,
 		    struct error *err)
@@ -230,14 +255,16 @@ int snap_read_pages(const struct generation *generation, int fd, const char *pat
 	};
 	long i, nr = sysconf(_SC_NPROCESSORS_ONLN);
 	pthread_t thread[MAX_THREADS];
+	char proc[32];
 
 	if (generation->record.checksums && read_checksums(&r, fd)) {
 		free(r.checksums);
 		return r.ret ? r.ret : -EBADMSG;
 	}
-	r.fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
+	r.fd = open(proc, O_RDONLY | O_DIRECT | O_CLOEXEC);
 	if (r.fd < 0 && errno == EINVAL)
-		r.fd = open(path, O_RDONLY | O_CLOEXEC);
+		r.fd = open(proc, O_RDONLY | O_CLOEXEC);
 	if (r.fd < 0) {
 		free(r.checksums);
 		return error_set(err, errno, "%s: %s", path, strerror(errno));
@@ -250,6 +277,8 @@ int snap_read_pages(const struct generation *generation, int fd, const char *pat
 	read_pieces(&r);
 	while (i)
 		pthread_join(thread[--i], NULL);
+	if (!r.ret)
+		r.ret = check_absent(&r);
 	*checked = r.checked;
 	close(r.fd);
 	free(r.checksums);
