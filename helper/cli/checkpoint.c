@@ -40,13 +40,13 @@ struct checkpoint {
 };
 
 /* Files of ours but the newest @keep go. */
-static int remove_old(const struct checkpoint *c, struct error *err)
+static int remove_old(const struct checkpoint *c, uint64_t keep, struct error *err)
 {
 	struct folder folder;
 	size_t i;
 	int ret = folder_read(&folder, c->dir, c->name, err);
 
-	for (i = 0; !ret && i + c->keep < folder.nr; i++)
+	for (i = 0; !ret && i + keep < folder.nr; i++)
 		if (unlink(folder.file[i].path) < 0 && errno != ENOENT)
 			ret = error_set(err, errno, "%s: %s", folder.file[i].path, strerror(errno));
 	folder_free(&folder);
@@ -125,8 +125,11 @@ static int one(struct checkpoint *c, struct error *err)
 	saver_report(saver);
 	fflush(stdout);
 	if (!saver->chain.nr)
-		return remove_old(c, err);
-	return saver->chain.nr >= 2 * c->keep ? compact(c, err) : 0;
+		return remove_old(c, c->keep, err);
+	if (saver->chain.nr >= 2 * c->keep)
+		ret = compact(c, err);
+	/* Those of earlier runs, once this file has enough. */
+	return ret || saver->chain.nr < c->keep ? ret : remove_old(c, 1, err);
 }
 
 /* Another with these files would remove ours.  The lock is there for as long as we are. */

@@ -21,12 +21,15 @@
 #define FOLDER	"/run/kvmsnap"
 #define BACKLOG	4
 
-/* What a client sends, with its standard output and standard error. */
+/* What a client sends, with its standard output and standard error.  It may be of another version than the keeper. */
 struct request {
+	uint64_t version;		/* REQUEST_VERSION */
 	struct save_options opt;	/* whose pointers mean nothing */
 	bool last;
 	char output[4096], device[256];
 };
+
+#define REQUEST_VERSION	(0x6b767300ULL << 32 | sizeof(struct request))
 
 struct reply {
 	pid_t pid;			/* of the keeper */
@@ -74,6 +77,9 @@ static int receive(int client, struct request *request)
 	struct cmsghdr *cmsg;
 	int fds[2], ret = 0;
 
+	if (recv(client, &request->version, sizeof(request->version), MSG_PEEK | MSG_WAITALL) !=
+	    sizeof(request->version) || request->version != REQUEST_VERSION)
+		return -EPROTO;
 	if (recvmsg(client, &msg, MSG_WAITALL | MSG_CMSG_CLOEXEC) != sizeof(*request))
 		return -EPROTO;
 	cmsg = CMSG_FIRSTHDR(&msg);
@@ -293,6 +299,7 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 		return 1;
 	}
 	free(qmp);
+	request.version = REQUEST_VERSION;
 	request.opt = *opt;
 	request.last = last;
 	snprintf(request.output, sizeof(request.output), "%s%s%s", cwd, cwd[0] ? "/" : "", output);
@@ -305,7 +312,12 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 			take_signal();
 			kill(reply.pid, SIGINT);
 		}
-		if (reply.pid && poll_signals(&(struct pollfd){ .fd = server, .events = POLLIN }, 1, -1) < 0)
+		/* It serves another: it will find us gone. */
+		if (*interrupted) {
+			close(server);
+			return EXIT_INTERRUPTED;
+		}
+		if (poll_signals(&(struct pollfd){ .fd = server, .events = POLLIN }, 1, -1) < 0)
 			continue;
 		n = read(server, &reply, sizeof(reply));
 		if (n != sizeof(reply) && !(n < 0 && errno == EINTR))
@@ -313,7 +325,7 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	}
 	close(server);
 	if (ret) {
-		error_set(&err, EPIPE, "the process that follows the VM has ended; save again");
+		error_set(&err, EPIPE, "the process that follows the VM has ended, or is of another version of kvmsnap; save again, if need be after pkill kvmsnap-keep");
 		complain(&err);
 	}
 	return reply.status < 0 ? 1 : reply.status;

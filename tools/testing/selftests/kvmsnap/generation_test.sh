@@ -299,6 +299,13 @@ checkpoints() {
 	[ "$nr" -lt $((2 * keep)) ]
 	[ "$(kvmsnap list --json "$dir" | jq '.[-1].generation')" = $count ]
 	[ $content = clone ] || [ "$(find "$dir" -name '*.snap' | wc -l)" = 1 ]
+	# What an earlier run has left goes, once there are enough again.
+	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep $keep --count $keep --sync data --checksum --quiet
+	let_go
+	count=$((count + keep)) nr=$(kvmsnap list --json "$dir" | jq length)
+	[ "$nr" = $keep ]
+	[ "$(kvmsnap list --json "$dir" | jq '.[-1].generation')" = $count ]
+	[ $content = clone ] || [ "$(find "$dir" -name '*.snap' | wc -l)" = 1 ]
 	rest
 	for n in 0 $((nr - 1)); do
 		restored_goes_on "$(kvmsnap list --json "$dir" | jq -r ".[$n].incoming" | sed 's/^file://')" plain -m ${mem}M
@@ -489,10 +496,49 @@ damaged() {
 		grep -q 'not whole' "$work/error"
 		rm "$dir/copy.snap"
 		one_damaged
+		# Without the first one's record there is no telling what follows, and nothing is dropped.
+		at=$(kvmsnap info --json --generation 1 "$(where 2)" | jq '.bytes / 4096 | ceil * 4096')
+		cp --sparse=always "$(where 2)" "$dir/copy.snap"
+		flip "$dir/copy.snap" $((at + 40))
+		! kvmsnap verify "$dir/copy.snap" 2>"$work/error" || return 1
+		grep -q "record of the first generation is damaged" "$work/error"
+		! kvmsnap list "$dir/copy.snap" 2>"$work/error" || return 1
+		! kvmsnap compact --keep 2 "$dir/copy.snap" 2>"$work/error" || return 1
+		cat "$work/error"
+		grep -q "record of the first generation is damaged" "$work/error"
+		rm "$dir/copy.snap"
+		# Nor is one that was whole once taken for none.
 		truncate -s -8192 "$(where 2)"
-		[ "$(kvmsnap list --json "$(where 2)" | jq length)" = 1 ]
-		kvmsnap verify "$(where 2)"
+		! kvmsnap verify "$(where 2)" 2>"$work/error" || return 1
+		grep -q 'behind generation 1, .* not whole' "$work/error"
+		kvmsnap verify --generation 1 "$(where 2)"
 	fi
+	# A bitmap that has lost a page, of which a checksum is known.
+	at=$(perl -e 'open(F, "<", $ARGV[0]); read(F, my $head, 1 << 20);
+		$head =~ /\x06pc\.ram.{8}\0\0\0\x01.{8}(.{8})/s or die; my $at = unpack("Q>", $1);
+		seek(F, $at, 0); read(F, my $bits, 4096); $bits =~ /[\x04-\x07\xff]/ or die; print $at + $-[0]' "$(where 1)")
+	flip "$(where 1)" "$at"
+	! kvmsnap verify --generation 1 "$(where 1)" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'generation 1: page .* of RAM block pc.ram is missing' "$work/error"
+}
+
+# A save that waits for another one's end can be interrupted.
+interrupted_in_line() {
+	local first
+	start -m ${mem}M
+	kvmsnap save --incremental --live --bandwidth 1M --qmp "$work/a.qmp" --output "$(where 1)" --quiet &
+	first=$!
+	sleep "${KVMSNAP_SLOW:-1}"
+	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/second.snap" --quiet &
+	sleep "${KVMSNAP_SLOW:-1}"
+	kill -INT $!
+	wait $! && return 1 || [ $? = 130 ]
+	[ -d /proc/$first ]
+	kill -INT $first
+	! wait $first || return 1
+	[ ! -e "$dir/second.snap" ]
+	guest_goes_on a
 }
 
 # What the guest writes into its device state does not hide what follows that in the file.
@@ -545,6 +591,7 @@ tap_case "checkpoints under load" checkpoints
 tap_once "three are the first" first_at_once
 tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
+tap_case "interrupted in line" interrupted_in_line
 [ $content = clone ] || tap_case "a record is lost" record_lost
 tap_once "the base is kept" base_is_kept
 tap_once "odd names" odd_names
