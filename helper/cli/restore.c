@@ -26,7 +26,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -128,6 +130,17 @@ static const char *option_value(const char *option, const char *key, size_t *len
 	return NULL;
 }
 
+/* Is it memory that others map too?  A memfd that nobody has is none. */
+static bool is_shared(const char *backend)
+{
+	size_t len;
+	const char *share = option_value(backend, "share", &len);
+
+	return share && !strncmp(backend, "memory-backend-file", 19) &&
+	       ((len == 2 && !strncmp(share, "on", 2)) || (len == 3 && !strncmp(share, "yes", 3)) ||
+		(len == 4 && !strncmp(share, "true", 4)));
+}
+
 /* The user's arguments, with backends of RAM replaced, and ours. */
 static int map_ram(struct restore *r, struct error *err)
 {
@@ -140,19 +153,22 @@ static int map_ram(struct restore *r, struct error *err)
 	for (i = 0; r->qemu_args[i] && !ret; i++) {
 		const char *arg = r->qemu_args[i], *before = i ? r->qemu_args[i - 1] : "";
 
-		named |= option_value(arg, "memory-backend", &len) || option_value(arg, "memdev", &len);
+		named |= option_value(arg, "memory-backend", &len) != NULL;
+		if (strstr(arg, "vhost-user"))
+			return error_set(err, EOPNOTSUPP, "a vhost-user device (%s) shares RAM, which can't be mapped from the snapshot then; restore without --instant",
+					 arg);
 		if (strncmp(arg, "memory-backend-", 15) || (strcmp(before, "-object") && strcmp(before, "--object"))) {
 			ret = add_arg(r, arg, err);
 			continue;
 		}
 		id = option_value(arg, "id", &len);
 		block = id ? find_block(r, id, len) : NULL;
-		if (block && strstr(arg, "share=on") && !strncmp(arg, "memory-backend-file", 19))
+		if (block && is_shared(arg))
 			return error_set(err, EOPNOTSUPP, "RAM that others share (%s) can't be mapped from the snapshot; restore without --instant",
 					 arg);
 		ret = add_arg(r, block ? backend(r, block, err) : arg, err);
 	}
-	block = named ? NULL : find_block(r, "pc.ram", 6);
+	block = named || is_mapped("pc.ram", r) ? NULL : find_block(r, "pc.ram", 6);
 	if (!ret && block) {
 		ret = add_arg(r, "-object", err);
 		if (!ret)
@@ -182,8 +198,14 @@ static int copy_out(struct restore *r, struct error *err)
 	size_t nr = (size_t)(r->generation - r->chain.generation);
 	double began = now();
 	struct chain chain;
-	int fd = target_nameless(r->path), ret;
+	struct stat st;
+	int fd, ret;
 
+	/* The copy would go to where devices are. */
+	if (fstat(r->fd, &st) < 0 || S_ISBLK(st.st_mode))
+		return error_set(err, EOPNOTSUPP, "%s is a device without a record of kvmsnap's (it had no room, or QEMU wrote it), from which RAM can't be mapped; restore without --instant",
+				 r->path);
+	fd = target_nameless(r->path);
 	ret = fd < 0 ? error_set(err, errno, "%s: a file for a copy: %s", r->path, strerror(errno)) :
 	      chain_copy(&r->chain, r->fd, nr, nr, fd, copy_progress, r, err);
 	progress_clear();
@@ -215,6 +237,8 @@ static int open_file(struct restore *r, struct error *err)
 	r->generation = chain_find(&r->chain, r->number, r->fd, err);
 	if (!r->generation)
 		return -ENOENT;
+	if (!r->number && chain_check_end(&r->chain, err))
+		fprintf(stderr, "kvmsnap: %s: %s; the newest one before is taken\n", r->path, err->text);
 	if (r->instant && (!r->generation->record.generation || r->generation->record.base)) {
 		ret = copy_out(r, err);
 		if (ret)
@@ -261,9 +285,10 @@ static void compare_ram(const struct restore *r, const struct qemu *qemu, struct
 		if (j == qemu->nr_blocks)
 			differ(d, "RAM block %s of %s is missing: add the memory or device that it is of (-m, -object, -device)",
 			       block->name, human_bytes((double)block->length));
-		/* Tables and ROMs that QEMU makes may have another size; it takes the file's. */
-		else if (qemu->blocks[j].used != block->length && block->length > 16 << 20)
-			differ(d, "RAM block %s has %s, and %s in the file: -m %" PRIu64 "M, if it is the main memory",
+		/* QEMU checks no length, and goes on writing.  Its own tables, which the file's replace, may get longer. */
+		else if (qemu->blocks[j].used != block->length &&
+			 (strncmp(block->name, "/rom@", 5) || qemu->blocks[j].used < block->length))
+			differ(d, "RAM block %s has %s, and %s in the file: -m %" PRIu64 "M, if it is the main memory; otherwise the same firmware and options of the device",
 			       block->name, human_bytes((double)qemu->blocks[j].used),
 			       human_bytes((double)block->length), block->length >> 20);
 	}
@@ -359,6 +384,11 @@ static int load(struct restore *r, int monitor, struct error *err)
 		ret = qemu_load(&qemu, r->uri, r->instant ? 0 : r->channels, err);
 	if (ret)
 		qemu_quit(&qemu);
+	/* QEMU has a descriptor of each, for life: of what it needs no more it is to hold neither memory nor a lock. */
+	else if (r->instant)
+		(void)!ftruncate(r->stream, 0);
+	else
+		target_unlock(r->fd, TARGET_CONTENT);
 	qemu_detach(&qemu);
 	return ret;
 }
@@ -382,14 +412,24 @@ static void read_ahead(int fd, off_t at, off_t end)
 	}
 }
 
-/* Read what QEMU has mapped, in the background. */
-static void warm(const struct restore *r)
+/* Read what QEMU has mapped, in the background, for as long as we are there.  The process, or -1. */
+static pid_t warm(const struct restore *r)
 {
-	size_t i;
 	pid_t pid = fork();
+	size_t i;
+	int null;
 
 	if (pid)
-		return;
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGTERM, SIG_DFL);
+	signal(SIGHUP, SIG_DFL);
+	/* Whoever reads what QEMU says need not wait for us. */
+	null = open("/dev/null", O_RDWR);
+	if (null >= 0) {
+		dup2(null, STDOUT_FILENO);
+		dup2(null, STDERR_FILENO);
+	}
 	for (i = 0; i < r->generation->record.nr_blocks; i++) {
 		const struct record_block *block = &r->generation->record.blocks[i];
 
@@ -422,6 +462,7 @@ static int make_uri(struct restore *r, struct error *err)
 static int run(struct restore *r, int *status, struct error *err)
 {
 	struct sigaction action = { .sa_handler = pass_on };
+	pid_t warmer = -1;
 	char chardev[64];
 	int monitor[2], i, ret = open_file(r, err);
 
@@ -466,11 +507,13 @@ static int run(struct restore *r, int *status, struct error *err)
 	signal(SIGPIPE, SIG_IGN);
 	ret = load(r, monitor[0], err);
 	if (!ret && r->warm)
-		warm(r);
+		warmer = warm(r);
 	if (ret)
 		complain(err);
 	while (waitpid(qemu_pid, status, 0) < 0 && errno == EINTR)
 		;
+	if (warmer > 0 && kill(warmer, SIGKILL) == 0)
+		waitpid(warmer, NULL, 0);
 	return ret;
 }
 

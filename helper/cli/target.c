@@ -76,15 +76,23 @@ void target_remove_torn(const char *path, bool wait)
 	} while (locked && !same);
 }
 
-int target_lock(int fd, int64_t which, bool share)
+static int set_lock(int fd, int64_t which, short type)
 {
-	struct flock lock = {
-		.l_type = share ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET, .l_start = which, .l_len = 1,
-	};
+	struct flock lock = { .l_type = type, .l_whence = SEEK_SET, .l_start = which, .l_len = 1 };
 
 	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
 		return 0;
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : -errno;
+}
+
+int target_lock(int fd, int64_t which, bool share)
+{
+	return set_lock(fd, which, share ? F_RDLCK : F_WRLCK);
+}
+
+void target_unlock(int fd, int64_t which)
+{
+	set_lock(fd, which, F_UNLCK);
 }
 
 /* What is there is to be written over: not if a VM is mapped from it. */
@@ -345,6 +353,9 @@ void target_close(struct target *target)
 			 ftruncate(target->fd, (off_t)target->base) < 0)
 			fprintf(stderr, "kvmsnap: taking back what was written: %s\n", strerror(errno));
 	}
+	/* The caller's description, which it may keep, has the lock. */
+	if (target->fd >= 0 && !target->path)
+		target_unlock(target->fd, TARGET_CONTENT);
 	if (target->fd >= 0)
 		close(target->fd);
 	free(target->partial);

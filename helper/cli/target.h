@@ -38,6 +38,9 @@ struct target {
 /* Take one of them, or share it; -EBUSY when that can't be had. */
 int target_lock(int fd, int64_t which, bool share);
 
+/* Let go of it, for all that share the description. */
+void target_unlock(int fd, int64_t which);
+
 /* Is it still @fd's file that has the name @path? */
 bool target_has_name(int fd, const char *path);
 

@@ -160,8 +160,12 @@ force_replaces() {
 }
 
 descriptor() {
-	kvmsnap save --qmp "$qmp" --fd 9 --stay-stopped --quiet 9<>"$dir/snap" >"$work/out"
+	exec 9<>"$dir/snap"
+	kvmsnap save --qmp "$qmp" --fd 9 --stay-stopped --quiet >"$work/out"
 	[ ! -s "$work/out" ]
+	# Whoever keeps it open need not wait.
+	kvmsnap save --qmp "$qmp" --fd 8 --force --stay-stopped --quiet 8<>"$dir/snap"
+	exec 9>&-
 	same_ram a "$dir/snap"
 	as_before paused
 	# Paused it was, and paused it stays.

@@ -145,6 +145,16 @@ instant_from_device() {
 	guest_goes_on b
 	ends b
 	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
+	# One that is not mapped from it leaves it alone, once it has loaded.
+	restore b "$dev" -- -m ${mem}M
+	kvmsnap save --qmp "$work/a.qmp" --output "$dev"
+	goes_on b
+	ends b
+	# Without a record it would have to be copied first, beside it.
+	dd if=/dev/zero of="$dev" bs=4096 seek="$(kvmsnap info --json "$dev" | jq '.bytes / 4096 | ceil')" count=1 conv=notrunc status=none
+	! kvmsnap restore "$dev" --instant -- qemu-system-x86_64 -m ${mem}M 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'device without a record' "$work/error"
 }
 
 # Each generation of an appended file, and of QEMU's own making: copied, then mapped.
@@ -213,6 +223,9 @@ mismatches() {
 		refused "machine pc-q35.*-machine pc" -machine q35 -smp 2 -m ${mem}M -device virtio-balloon-pci -vga std
 		[ -n "$option" ] || refused "RAM block pc.ram has 192.0 MiB, and 160.0 MiB in the file: -m 160M" \
 			-machine pc -smp 2 -m 192M -device virtio-balloon-pci -vga std
+		# Of which QEMU checks no length.
+		refused "RAM block .*vga.vram has 8.0 MiB, and 16.0 MiB in the file" -machine pc -smp 2 -m ${mem}M \
+			-device virtio-balloon-pci -vga std -global VGA.vgamem_mb=8
 		refused "it has 3 vCPUs, and the file 2: -smp 2" -machine pc -smp 3 -m ${mem}M -device virtio-balloon-pci -vga std
 		refused "virtio-balloon is missing" -machine pc -smp 2 -m ${mem}M -vga std
 		refused "rng is not in the file" -machine pc -smp 2 -m ${mem}M -device virtio-balloon-pci -vga std -device virtio-rng-pci
@@ -220,6 +233,8 @@ mismatches() {
 	! kvmsnap restore "$dir/snap" -- false 2>"$work/error" || return 1
 	! kvmsnap restore "$dir/snap" -- /nonexistent 2>"$work/error" || return 1
 	grep -q '/nonexistent: No such file' "$work/error"
+	! kvmsnap restore "$dir/snap" --instant -- qemu-system-x86_64 -netdev vhost-user,id=n,chardev=c 2>"$work/error" || return 1
+	grep -q 'vhost-user device' "$work/error"
 }
 
 # What --print prints is a command that does it.
