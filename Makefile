@@ -96,8 +96,8 @@ test-kernels:
 	tools/testing/test-kernels
 
 test-sanitized:
-	KVMSNAP_SANITIZE=1 KVMSNAP_SLOW=2 tools/testing/test cli_test.sh qemu_test.sh live_qemu_test.sh live_faults_test.sh \
-		generation_test.sh generation_test.sh@ext4 restore_test.sh
+	KVMSNAP_SANITIZE=1 KVMSNAP_SLOW=2 tools/testing/test cli_test.sh qemu_test.sh generation_test.sh generation_test.sh@ext4 -- \
+		live_qemu_test.sh live_faults_test.sh restore_test.sh
 	KVMSNAP_VALGRIND=1 KVMSNAP_SLOW=4 KVMSNAP_TEST_ARGS="-t files" tools/testing/test cli_test.sh
 
 fuzz-ioctls:
