@@ -9,10 +9,16 @@
 #include <linux/eventfd.h>
 #include <linux/fs.h>
 #include <linux/kvm_host.h>
+#include <linux/magic.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/user_namespace.h>
 #include <linux/version.h>
+
+/* guest_memfd has a file system of its own since 6.18; where it has none, nobody can map one. */
+#ifndef GUEST_MEMFD_MAGIC
+#define GUEST_MEMFD_MAGIC	0x474d454d
+#endif
 
 /* The vmas argument went away in 6.5. */
 static inline long kvmsnap_gup_remote(struct mm_struct *mm, unsigned long start,

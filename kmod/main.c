@@ -7,6 +7,7 @@
 #include <linux/module.h>
 #include <linux/nospec.h>
 #include <linux/poll.h>
+#include <linux/rcupdate.h>
 #include <linux/uaccess.h>
 
 #include "kvm.h"
@@ -198,7 +199,9 @@ err_kvm:
 /*
  * There are no sessions: each holds a reference on the module, beyond its file as long as
  * I/O is in flight.  The last may have been dropped by a work item that is still on its
- * way out, and about to tell of it; destroying the work queues waits for it.
+ * way out, and about to tell of it; destroying the work queues waits for it.  What a file
+ * system's own task had completed is in a work queue by then, but that task may have been preempted
+ * while it still was in our code: waiting for all tasks to have let go of their CPU waits for it.
  */
 static void __exit kvmsnap_exit(void)
 {
@@ -207,6 +210,7 @@ static void __exit kvmsnap_exit(void)
 	kvmsnap_writer_module_exit();
 	kvmsnap_netlink_module_exit();
 	kvmsnap_kvm_module_exit();
+	synchronize_rcu_tasks();
 }
 
 module_init(kvmsnap_init);

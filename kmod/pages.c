@@ -250,7 +250,7 @@ static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, un
 		ret = kvmsnap_pages_get_anon(vma, start, end, pages);
 	} else if (is_vm_hugetlb_page(vma)) {
 		ret = kvmsnap_pages_get_hugetlb(vma, start, end, pages);
-	} else if (magic == TMPFS_MAGIC) {
+	} else if (magic == TMPFS_MAGIC || magic == GUEST_MEMFD_MAGIC) {
 		ret = kvmsnap_pages_get_shmem(vma, start, end, pages);
 	} else if (magic == FUSE_SUPER_MAGIC) {
 		/* Reading a page in can wait for the server, without a way out. */
@@ -260,9 +260,6 @@ static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, un
 		if (!ret)
 			ret = -EAGAIN;
 	}
-	/* The OOM killer's reaper empties a dying process's page tables under the same lock. */
-	if (ret > 0 && !pages[0] && check_stable_address_space(mm))
-		ret = -ESRCH;
 out:
 	mmap_read_unlock(mm);
 	return ret ?: -EFAULT;
@@ -298,6 +295,17 @@ long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long 
 		if (n < 0)
 			return done ?: n;
 		done += n;
+	}
+	/*
+	 * The OOM killer's reaper empties a dying process's page tables: what then seems to be
+	 * untouched, or is the file's page where private memory is of a file, was the guest's own.
+	 */
+	smp_rmb();
+	if (check_stable_address_space(mm)) {
+		while (done)
+			if (pages[--done])
+				put_page(pages[done]);
+		return -ESRCH;
 	}
 	return done;
 }

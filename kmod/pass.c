@@ -216,25 +216,25 @@ static u32 kvmsnap_worker_untouched(const struct kvmsnap_session *session,
 }
 
 /*
- * Copy a page that is to be written to the stage.  When that is full, and for zeros, which stay
- * as they are, return what the request is to have.
+ * Put a page that is to be written on the stage.  When that is full, return what the request is
+ * to have.
  */
 static struct page *kvmsnap_worker_stage(struct kvmsnap_session *session,
 					 struct kvmsnap_worker *worker, struct page *page, u64 hash)
 {
-	if (page == ZERO_PAGE(0))
-		return page;
+	bool zeros = page == ZERO_PAGE(0);
+
 	if (kvmsnap_stage_add(&session->stage, worker, worker->first_page + worker->next, page,
 			      hash)) {
-		worker->pages_staged++;
+		worker->pages_staged += !zeros;
 		return NULL;
 	}
-	return kvmsnap_request_copy(worker->req, page);
+	return zeros ? page : kvmsnap_request_copy(worker->req, page);
 }
 
 /*
  * Send the looked-up pages off, a request a run.  Return 0 when all are, -EAGAIN to come
- * back later with worker->req waiting, -ECANCELED when the pass is to end.
+ * back later, maybe with worker->req waiting, -ECANCELED when the pass is to end.
  */
 static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
 {
@@ -263,7 +263,7 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 		if (!worker->req) {
 			worker->req = kvmsnap_request_get(session);
 			if (!worker->req)
-				return -ECANCELED;
+				return READ_ONCE(session->error) ? -ECANCELED : -EAGAIN;
 		}
 
 		page = kvmsnap_worker_take(session, worker, worker->next, &hash);
@@ -427,15 +427,13 @@ bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session)
 }
 
 /**
- * kvmsnap_pass_start() - put the workers to work
- * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen, and
- *	pass.copy says if copies are written
+ * kvmsnap_pass_prepare() - say what the next pass is to be
+ * @session: in which none runs; pass.copy says if copies are written
  * @arg: of QUEUE; pages are those of all regions, of the regions' todo bitmaps, or of the dirty set
- * @pages: how many that is, as far as is known
  *
- * Context: session->lock held.  Takes a reference on the session until the pass is over.
+ * Context: session->lock held; may sleep.
  */
-void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_queue *arg, u64 pages)
+void kvmsnap_pass_prepare(struct kvmsnap_session *session, const struct kvmsnap_queue *arg)
 {
 	struct kvmsnap_pass *pass = &session->pass;
 	u32 i;
@@ -450,6 +448,20 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_qu
 	for (i = 0; i < session->nr_regions; i++)
 		pass->nr_chunks += kvmsnap_region_chunks(session->regions[i]);
 	atomic64_set(&pass->next_chunk, 0);
+}
+
+/**
+ * kvmsnap_pass_reset_stats() - the figures are those of another pass from now on
+ * @session: about to be in KVMSNAP_STATE_RUNNING
+ * @pages: that the pass has, as far as is known
+ *
+ * Context: session->state_lock held, so that nobody sees figures of two passes.
+ */
+void kvmsnap_pass_reset_stats(struct kvmsnap_session *session, u64 pages)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+
+	lockdep_assert_held(&session->state_lock);
 	pass->pages_total = pages;
 	atomic64_set(&pass->pages_zero, 0);
 	atomic64_set(&pass->pages_untouched, 0);
@@ -458,6 +470,20 @@ void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_qu
 	kvmsnap_writer_reset_stats(&session->writer);
 	pass->began = ktime_get();
 	pass->ended = 0;
+}
+
+/**
+ * kvmsnap_pass_start() - put the workers to work
+ * @session: in KVMSNAP_STATE_RUNNING, which excludes another pass; its set-up is frozen
+ *
+ * Context: session->lock held.  Takes a reference on the session until the pass is over.
+ */
+void kvmsnap_pass_start(struct kvmsnap_session *session)
+{
+	struct kvmsnap_pass *pass = &session->pass;
+	u32 i;
+
+	lockdep_assert_held(&session->lock);
 	kvmsnap_session_pass_begun(session);
 
 	kref_get(&session->ref);

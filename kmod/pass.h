@@ -86,8 +86,9 @@ struct kvmsnap_pass {
 
 int kvmsnap_pass_init(struct kvmsnap_session *session);
 void kvmsnap_pass_destroy(struct kvmsnap_session *session);
-void kvmsnap_pass_start(struct kvmsnap_session *session, const struct kvmsnap_queue *arg,
-			u64 pages);
+void kvmsnap_pass_prepare(struct kvmsnap_session *session, const struct kvmsnap_queue *arg);
+void kvmsnap_pass_reset_stats(struct kvmsnap_session *session, u64 pages);
+void kvmsnap_pass_start(struct kvmsnap_session *session);
 bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session);
 bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags);
 void kvmsnap_pass_get(struct kvmsnap_session *session);

@@ -10,6 +10,8 @@ static_assert(PAGE_SIZE == KVMSNAP_PAGE_SIZE);
 #define KVMSNAP_MAX_REGIONS	256
 /* Of all regions together; at four bits a page that is 2 GiB of bitmaps; of hashes 32 GiB. */
 #define KVMSNAP_MAX_BYTES	BIT_ULL(44)
+/* Pages of one call's ranges, each as often as it is named, by those of all regions: calls end. */
+#define KVMSNAP_MAX_OVERLAP	4
 
 /*
  * For what has a length that the caller or the VMM chooses: charged to the owner; no news when

@@ -52,6 +52,15 @@ static void kvmsnap_session_notify_locked(struct kvmsnap_session *session)
 	wake_up_all(&session->wait);
 }
 
+static void kvmsnap_session_fail_locked(struct kvmsnap_session *session, int error, u64 offset)
+{
+	lockdep_assert_held(&session->state_lock);
+	if (session->state == KVMSNAP_STATE_RUNNING && !session->error) {
+		WRITE_ONCE(session->error, error);
+		session->error_offset = offset;
+	}
+}
+
 /**
  * kvmsnap_session_fail() - end the running pass with an error
  * @session: any state; nothing happens when no pass runs or it failed already
@@ -63,10 +72,7 @@ static void kvmsnap_session_notify_locked(struct kvmsnap_session *session)
 void kvmsnap_session_fail(struct kvmsnap_session *session, int error, u64 offset)
 {
 	spin_lock(&session->state_lock);
-	if (session->state == KVMSNAP_STATE_RUNNING && !session->error) {
-		WRITE_ONCE(session->error, error);
-		session->error_offset = offset;
-	}
+	kvmsnap_session_fail_locked(session, error, offset);
 	spin_unlock(&session->state_lock);
 	wake_up_all(&session->writer.wait);
 }
@@ -138,7 +144,7 @@ static void kvmsnap_session_event(struct kvmsnap_session *session, enum kvmsnap_
 static void kvmsnap_session_vm_gone(void *data)
 {
 	struct kvmsnap_session *session = data;
-	bool needed, closed;
+	bool closed;
 
 	kvmsnap_ring_end(session);
 	spin_lock(&session->state_lock);
@@ -149,10 +155,10 @@ static void kvmsnap_session_vm_gone(void *data)
 		kvmsnap_session_notify_locked(session);
 	}
 	/* What is staged can be written without it. */
-	needed = !session->staged;
+	if (!session->staged)
+		kvmsnap_session_fail_locked(session, -ESRCH, KVMSNAP_NO_OFFSET);
 	spin_unlock(&session->state_lock);
-	if (needed)
-		kvmsnap_session_fail(session, -ESRCH, KVMSNAP_NO_OFFSET);
+	wake_up_all(&session->writer.wait);
 	/* Unbind calls us too. */
 	if (!closed)
 		kvmsnap_session_event(session, KVMSNAP_GENL_EVENT_VM_GONE);
@@ -590,10 +596,10 @@ static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
 				       const struct kvmsnap_queue *arg, u64 *pages)
 {
 	const struct kvmsnap_range __user *user = u64_to_user_ptr(arg->ranges);
+	u64 p, left = KVMSNAP_MAX_OVERLAP * session->total_pages;
 	struct kvmsnap_region *region;
 	struct kvmsnap_range range;
 	u32 i;
-	u64 p;
 	int err;
 
 	/* The workers go through all chunks: each region needs a bitmap. */
@@ -615,6 +621,9 @@ static int kvmsnap_session_read_ranges(struct kvmsnap_session *session,
 		if (range.first_page >= region->nr_pages ||
 		    range.nr_pages > region->nr_pages - range.first_page)
 			return -ERANGE;
+		if (range.nr_pages > left)
+			return -EINVAL;
+		left -= range.nr_pages;
 		err = kvmsnap_set_todo(region, range.first_page, range.nr_pages);
 		if (err)
 			return err;
@@ -639,6 +648,10 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 	u64 size = kvmsnap_target_size(session->target);
 	int err = 0;
 	u32 i;
+
+	/* A worker has none of its own. */
+	if (S_ISREG(file_inode(session->target)->i_mode))
+		size = min_t(u64, size, rlimit(RLIMIT_FSIZE));
 
 	if (!mmget_not_zero(mm))
 		return -ESRCH;
@@ -717,17 +730,19 @@ int kvmsnap_session_queue(struct kvmsnap_session *session, void *data)
 			goto out;
 	}
 
+	kvmsnap_pass_prepare(session, arg);
 	spin_lock(&session->state_lock);
 	err = session->state == KVMSNAP_STATE_DEAD ? -ESRCH : 0;
 	if (!err) {
 		arg->pass = ++session->pass_nr;
+		kvmsnap_pass_reset_stats(session, pages);
 		session->end_seen = true;
 		session->staged = false;
 		kvmsnap_session_set_state(session, KVMSNAP_STATE_RUNNING);
 	}
 	spin_unlock(&session->state_lock);
 	if (!err)
-		kvmsnap_pass_start(session, arg, pages);
+		kvmsnap_pass_start(session);
 out:
 	mutex_unlock(&session->lock);
 	return err;
@@ -967,8 +982,14 @@ int kvmsnap_session_harvest(struct kvmsnap_session *session, void *data)
 	/* No session->lock: vCPUs come here while others set up and queue. */
 	if (!kvmsnap_ring_tracking(&session->ring) || session->ring.mode == KVMSNAP_TRACK_COMPARE)
 		return -ENODATA;
-	err = session->ring.mode == KVMSNAP_TRACK_OWNER ? kvmsnap_ring_harvest(session) :
-							  kvmsnap_observer_harvest(session);
+	if (session->ring.mode == KVMSNAP_TRACK_OWNER) {
+		err = kvmsnap_ring_harvest(session);
+	} else {
+		err = kvmsnap_observer_harvest(session);
+		spin_lock(&session->state_lock);
+		session->ring.done++;
+		spin_unlock(&session->state_lock);
+	}
 	arg->harvested = kvmsnap_ring_harvested(session);
 	arg->pages_dirty = kvmsnap_ring_dirty(&session->ring);
 	return err;
@@ -978,9 +999,9 @@ int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_mark_dirty *arg = data;
 	const struct kvmsnap_hva_range __user *user = u64_to_user_ptr(arg->ranges);
+	u32 i, j, nr = kvmsnap_session_nr_regions(session);
 	struct kvmsnap_hva_range range;
-	u64 end, step;
-	u32 i;
+	u64 end, from, to, step, left = 0;
 
 	if (arg->flags)
 		return -EOPNOTSUPP;
@@ -988,19 +1009,32 @@ int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
 		return -EINVAL;
 	if (!kvmsnap_ring_tracking(&session->ring))
 		return -ENODATA;
+	for (j = 0; j < nr; j++)
+		left += KVMSNAP_MAX_OVERLAP * kvmsnap_region_bytes(session->regions[j]);
 	for (i = 0; i < arg->nr_ranges; i++) {
 		if (copy_from_user(&range, &user[i], sizeof(range)))
 			return -EFAULT;
 		if (check_add_overflow(range.hva, range.length, &end))
 			return -EINVAL;
-		/* In steps: the range may be the caller's whole address space. */
-		for (; range.hva < end; range.hva += step) {
-			step = min_t(u64, end - range.hva, SZ_1G);
-			kvmsnap_dirty_mark_hva(session, range.hva, range.hva + step);
-			cond_resched();
-			if (fatal_signal_pending(current))
-				return -EINTR;
+		/* The range may be the caller's whole address space, and a region very large. */
+		for (j = 0; j < nr; j++) {
+			from = max(range.hva, session->regions[j]->hva);
+			to = min(end, session->regions[j]->hva +
+				      kvmsnap_region_bytes(session->regions[j]));
+			if (from >= to)
+				continue;
+			if (to - from > left)
+				return -EINVAL;
+			left -= to - from;
+			for (; from < to; from += step) {
+				step = min_t(u64, to - from, SZ_1G);
+				kvmsnap_dirty_mark_hva(session, from, from + step);
+				cond_resched();
+				if (fatal_signal_pending(current))
+					return -EINTR;
+			}
 		}
+		cond_resched();
 	}
 	return 0;
 }

@@ -2,7 +2,8 @@
 /*
  * The stage: a pass with KVMSNAP_QUEUE_STAGE copies the pages that it is to write to kernel
  * memory first, and writes the copies after.  Once all are copied the VM may run again;
- * the target need not be as fast as the guest's patience.
+ * the target need not be as fast as the guest's patience.  Zeros that are to be written are
+ * noted, a slot a run.
  *
  * Workers fill slots, each in blocks of its own, without a lock; when the last of them is
  * through (kvmsnap_pass.copying) it alone sends what is in the slots.  What finds no slot
@@ -92,14 +93,15 @@ void kvmsnap_stage_begin(struct kvmsnap_stage *stage)
 	}
 	atomic_set(&stage->used, 0);
 	stage->sent = 0;
+	stage->sent_zeros = 0;
 }
 
 /**
- * kvmsnap_stage_add() - copy a page to the stage
+ * kvmsnap_stage_add() - copy a page to the stage, or note that it is zeros
  * @stage: of the worker's session
  * @worker: the caller, with the page's chunk
  * @nr: of the page, in the region of the chunk
- * @page: its reference is taken over on success
+ * @page: its reference is taken over on success; ZERO_PAGE(0) for zeros
  * @hash: of its bytes, which nobody changes now
  *
  * Return: false when there is no room.
@@ -107,8 +109,17 @@ void kvmsnap_stage_begin(struct kvmsnap_stage *stage)
 bool kvmsnap_stage_add(struct kvmsnap_stage *stage, struct kvmsnap_worker *worker, u64 nr,
 		       struct page *page, u64 hash)
 {
+	bool zeros = page == ZERO_PAGE(0);
 	struct kvmsnap_staged *slot;
 
+	/* The slot before is the worker's own. */
+	slot = zeros && worker->slot ? &stage->slots[worker->slot - 1] : NULL;
+	if (slot && slot->zeros && slot->region == worker->region &&
+	    slot->page + slot->zeros == nr) {
+		slot->zeros++;
+		kvmsnap_pages_put(page, 1);
+		return true;
+	}
 	if (worker->slot == worker->slot_end) {
 		u32 first;
 
@@ -121,10 +132,12 @@ bool kvmsnap_stage_add(struct kvmsnap_stage *stage, struct kvmsnap_worker *worke
 		worker->slot_end = min(first + KVMSNAP_STAGE_BLOCK, stage->max);
 	}
 	slot = &stage->slots[worker->slot++];
-	copy_highpage(slot->copy, page);
+	if (!zeros)
+		copy_highpage(slot->copy, page);
 	kvmsnap_pages_put(page, 1);
 	slot->region = worker->region;
 	slot->page = nr;
+	slot->zeros = zeros;
 	slot->hash = hash;
 	return true;
 }
@@ -135,8 +148,8 @@ bool kvmsnap_stage_add(struct kvmsnap_stage *stage, struct kvmsnap_worker *worke
  * @worker: the only one that is left, with no request but one of an earlier call
  *
  * Context: worker, may sleep for the target.
- * Return: 0 when all is on its way; -EAGAIN to be called again later, worker->req waiting;
- * -ECANCELED when the pass is to end.
+ * Return: 0 when all is on its way; -EAGAIN to be called again later, maybe with worker->req
+ * waiting; -ECANCELED when the pass is to end.
  */
 int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *worker)
 {
@@ -146,10 +159,11 @@ int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *w
 	for (;;) {
 		struct kvmsnap_staged *slot = stage->sent < end ? &stage->slots[stage->sent] : NULL;
 		struct kvmsnap_request *req = worker->req;
+		struct page *page;
 
 		if (req && req->nr_pages &&
 		    (!slot || slot->region != req->region ||
-		     slot->page != req->first_page + req->nr_pages ||
+		     slot->page + stage->sent_zeros != req->first_page + req->nr_pages ||
 		     req->nr_pages == KVMSNAP_REQUEST_PAGES)) {
 			int err = kvmsnap_request_submit(req);
 
@@ -163,14 +177,21 @@ int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *w
 		if (slot->region) {
 			if (!worker->req)
 				worker->req = kvmsnap_request_get(session);
-			if (!worker->req || READ_ONCE(session->error))
+			if (READ_ONCE(session->error))
 				return -ECANCELED;
+			if (!worker->req)
+				return -EAGAIN;
 			if (!worker->req->nr_pages)
-				kvmsnap_request_begin(worker->req, slot->region, slot->page);
-			get_page(slot->copy);
-			kvmsnap_request_add(worker->req, slot->copy, slot->hash);
+				kvmsnap_request_begin(worker->req, slot->region,
+						      slot->page + stage->sent_zeros);
+			page = slot->zeros ? ZERO_PAGE(0) : slot->copy;
+			get_page(page);
+			kvmsnap_request_add(worker->req, page, slot->hash);
+			if (slot->zeros && ++stage->sent_zeros < slot->zeros)
+				continue;
 		}
 		stage->sent++;
+		stage->sent_zeros = 0;
 	}
 }
 
@@ -183,7 +204,9 @@ void kvmsnap_stage_put_back(struct kvmsnap_session *session)
 		struct kvmsnap_staged *slot = &stage->slots[stage->sent];
 
 		if (slot->region && slot->region->dirty)
-			kvmsnap_dirty_mark(session, slot->region, slot->page, 1);
+			kvmsnap_dirty_mark(session, slot->region, slot->page + stage->sent_zeros,
+					   slot->zeros ? slot->zeros - stage->sent_zeros : 1);
+		stage->sent_zeros = 0;
 		if (!(stage->sent % 1024))
 			cond_resched();
 	}

@@ -14,12 +14,14 @@ struct page;
  * struct kvmsnap_staged - a page that was copied and is yet to be written
  * @region: NULL while the slot is empty
  * @page: index in @region
- * @hash: of the copy, where hashes are kept
+ * @zeros: 0, or how many pages from @page on are zeros, which take no copy
+ * @hash: of the copy or of a page of zeros, where hashes are kept
  * @copy: memory of the slot, for good
  */
 struct kvmsnap_staged {
 	struct kvmsnap_region *region;
 	u64 page;
+	u32 zeros;
 	u64 hash;
 	struct page *copy;
 };
@@ -29,12 +31,14 @@ struct kvmsnap_staged {
  * @slots: @max of them; a worker has a block of them at a time, so that runs stay together
  * @used: slots of blocks that were handed out in this pass; may exceed @max
  * @sent: slots dealt with, by the one worker that sends them
+ * @sent_zeros: pages of the next slot that are dealt with too
  */
 struct kvmsnap_stage {
 	struct kvmsnap_staged *slots;
 	u32 max;
 	atomic_t used;
 	u32 sent;
+	u32 sent_zeros;
 };
 
 int kvmsnap_stage_resize(struct kvmsnap_stage *stage, u64 bytes);

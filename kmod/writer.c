@@ -101,24 +101,25 @@ u64 kvmsnap_target_size(struct file *file)
 }
 
 /**
- * kvmsnap_request_get() - take a free request, waiting for one
+ * kvmsnap_request_get() - take a free request, waiting for one for a while
  * @session: the caller works for a pass of it
  *
- * Context: worker; may sleep for as long as the target's I/O takes, so not with an mm in
- * use.
- * Return: a request, or NULL when the pass is to end.
+ * Not for as long as the target takes: the freezer waits for a work item's end, and so may
+ * other sessions' work.
+ * Context: worker; may sleep, so not with an mm in use.
+ * Return: a request, or NULL when the pass is to end, or to be called again in another turn.
  */
 struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session)
 {
 	struct kvmsnap_writer *writer = &session->writer;
 	struct llist_node *node = NULL;
 
-	wait_event_idle(writer->wait, READ_ONCE(session->error) || ({
+	wait_event_idle_timeout(writer->wait, READ_ONCE(session->error) || ({
 		spin_lock(&writer->lock);
 		node = llist_del_first(&writer->free);
 		spin_unlock(&writer->lock);
 		node;
-	}));
+	}), HZ / 10);
 	return node ? llist_entry(node, struct kvmsnap_request, node) : NULL;
 }
 

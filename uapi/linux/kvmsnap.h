@@ -298,9 +298,10 @@ enum kvmsnap_queue_flags {
  * tracking they need, or a memslot under a region doesn't log dirty pages; ESTALE somebody
  * else has harvested the dirty rings, what was written is not known any more, and a new
  * session is needed; EOPNOTSUPP logging leaves pages unprotected; ENOMEM; EBUSY a pass is
- * running; EFBIG the target ends before the last region; EDEADLK the target is mapped as
- * guest memory; ESRCH VM's process gone; ENOENT a range names no region; ERANGE it ends
- * outside; in KVMSNAP_STATE_FAILED the error that led there.
+ * running; EFBIG the target, or the caller's RLIMIT_FSIZE, ends before the last region;
+ * EDEADLK the target is mapped as guest memory; ESRCH VM's process gone; ENOENT a range names
+ * no region; ERANGE it ends outside; EINVAL ranges overlap so much that they have more than
+ * four times the pages of all regions; in KVMSNAP_STATE_FAILED the error that led there.
  */
 struct kvmsnap_queue {
 	__u32 size;
@@ -611,7 +612,8 @@ struct kvmsnap_hva_range {
  * To be called after the last byte is stored, and before the last pass is queued.  What
  * lies in no region is ignored.  May be called while a pass is running.
  *
- * Errors: ENODATA not tracking; EINVAL a range wraps around.
+ * Errors: ENODATA not tracking; EINVAL a range wraps around, or ranges overlap so much that they
+ * have more than four times the pages of all regions.
  */
 struct kvmsnap_mark_dirty {
 	__u32 size;

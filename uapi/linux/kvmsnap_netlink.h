@@ -10,7 +10,8 @@
  *
  * Members of the group KVMSNAP_GENL_GROUP, in the initial network namespace and with
  * CAP_NET_ADMIN, get a KVMSNAP_GENL_CMD_EVENT for each event.  A gap in their sequence numbers
- * tells that events were lost.
+ * tells that events were lost.  Who waits for a pass may queue the next one before the end of
+ * the first is told: the pass that an event is of is the one in its stats.
  */
 #define KVMSNAP_GENL_NAME	"kvmsnap"
 #define KVMSNAP_GENL_VERSION	1

@@ -2,6 +2,7 @@
 /* The contract of the ioctls: sizes, tails, flags, reserved fields, descriptors, ranges. */
 #include "kvmsnap_test.h"
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 
@@ -300,6 +301,8 @@ TEST_F(abi, queue)
 	struct kvmsnap_range range = { .region_id = 0, .first_page = 0, .nr_pages = 1 };
 	struct kvmsnap_queue queue = { .size = sizeof(queue) };
 	uint64_t mem = (uintptr_t)self->mem;
+	struct kvmsnap_range many[33];
+	int i;
 
 	EXPECT_EQ(-ENODEV, kvmsnap_queue_all(self->session, NULL));
 	ASSERT_EQ(0, kvmsnap_bind_vm(self->session, self->vm));
@@ -337,6 +340,17 @@ TEST_F(abi, queue)
 	ASSERT_EQ(0, ftruncate(self->target, 8 * PAGE - 1));
 	EXPECT_EQ(-EFBIG, kvmsnap_queue_all(self->session, NULL));
 	ASSERT_EQ(0, ftruncate(self->target, 8 * PAGE));
+
+	/* A limit that write() would have kept. */
+	ASSERT_EQ(0, setrlimit(RLIMIT_FSIZE, &(struct rlimit){ 8 * PAGE - 1, RLIM_INFINITY }));
+	EXPECT_EQ(-EFBIG, kvmsnap_queue_all(self->session, NULL));
+	ASSERT_EQ(0, setrlimit(RLIMIT_FSIZE, &(struct rlimit){ RLIM_INFINITY, RLIM_INFINITY }));
+
+	/* The same page over and over. */
+	range = (struct kvmsnap_range){ .nr_pages = 1 };
+	for (i = 0; i < 33; i++)
+		many[i] = range;
+	EXPECT_EQ(-EINVAL, kvmsnap_queue_ranges(self->session, many, 33, NULL));
 	EXPECT_EQ(0, save_all(self->session));
 }
 

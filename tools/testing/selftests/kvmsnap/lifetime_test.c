@@ -152,6 +152,29 @@ TEST_F(held, boundless_rate)
 	setup_close(&s);
 }
 
+/* The machine is to be suspended while workers wait for a target that does not answer. */
+TEST_F(held, freezer)
+{
+	size_t bytes = 4 * BYTES;
+	struct kvmsnap_wait wait;
+	struct setup s;
+
+	if (run("echo freezer >/sys/power/pm_test"))
+		SKIP(return, "this kernel can't try to freeze (CONFIG_PM_SLEEP_DEBUG)");
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(bytes), bytes, open(self->path, O_RDWR | O_CLOEXEC), 0));
+	fill_pages(s.mem, bytes / PAGE, 1);
+	hold(self->dm);
+	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+	usleep(500000);
+	EXPECT_EQ(0, run("echo freeze >/sys/power/state"));
+	release(self->dm);
+	ASSERT_EQ(0, run("echo none >/sys/power/pm_test"));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(0, wait.error);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+}
+
 TEST_F(held, interrupted_wait)
 {
 	struct kvmsnap_wait wait;

@@ -958,6 +958,41 @@ TEST_F(staged, cancelled)
 	EXPECT_EQ(0, finish(&self->m, self->session, self->target));
 }
 
+/* Nor is the target waited for where zeros are to be written, a run here and there. */
+TEST(staged_zeros)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	size_t bytes = 16 * MIB, i;
+	struct kvmsnap_stats stats;
+	struct kvmsnap_wait wait;
+	struct setup s;
+
+	if (!dm)
+		SKIP(return, "KVMSNAP_DM names no device");
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(bytes), bytes, dm_open(dm), 0));
+	ASSERT_EQ(0, madvise(s.mem, bytes, MADV_NOHUGEPAGE));
+	ASSERT_EQ(0, kvmsnap_track(s.session, KVMSNAP_TRACK_COMPARE, KVMSNAP_TRACK_HASH));
+	ASSERT_EQ(0, kvmsnap_set_stage(s.session, bytes));
+	fill_pages(s.mem, bytes / PAGE, 7);
+	ASSERT_EQ(0, save_all(s.session));
+	for (i = 0; i < bytes; i += 4 * PAGE)
+		ASSERT_EQ(0, madvise(s.mem + i, 2 * PAGE, MADV_DONTNEED));
+	fill_pages(s.mem + PAGE, 1, 8);
+	ASSERT_EQ(0, run("dmsetup suspend --noflush --nolockfs %s", dm));
+	EXPECT_EQ(0, kvmsnap_queue_compare(s.session, KVMSNAP_QUEUE_STAGE, NULL));
+	EXPECT_EQ(0, kvmsnap_wait_staged(s.session, PASS_LIMIT, &wait));
+	kvmsnap_stats(s.session, &stats);
+	ASSERT_EQ(0, run("dmsetup resume %s", dm));
+	EXPECT_EQ(1, stats.pages_staged);
+	EXPECT_EQ(0, stats.bytes_written);
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(0, wait.error);
+	kvmsnap_stats(s.session, &stats);
+	EXPECT_EQ(bytes / PAGE / 2, stats.pages_written);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+}
+
 /* The VMM ends while its memory is written from the stage: the snapshot is whole. */
 TEST(staged_vmm_ends)
 {

@@ -219,6 +219,39 @@ TEST(holes_of_memory_files_stay_holes)
 	}
 }
 
+#ifndef KVM_CREATE_GUEST_MEMFD
+struct kvm_create_guest_memfd {
+	__u64 size, flags, reserved[6];
+};
+
+#define KVM_CREATE_GUEST_MEMFD	_IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
+#endif
+
+/* A guest_memfd that the host may map, as memory of an ordinary memslot. */
+TEST(holes_of_guest_memfd_stay_holes)
+{
+	size_t bytes = 64 * MIB;
+	/* To be mapped, and shared from the start. */
+	struct kvm_create_guest_memfd create = { .size = bytes, .flags = 3 };
+	int vm = vm_create(NULL, 0), fd = ioctl(vm, KVM_CREATE_GUEST_MEMFD, &create);
+	struct setup s;
+	long before;
+
+	if (fd < 0)
+		SKIP(return, "this kernel has no guest_memfd that can be mapped");
+	ASSERT_EQ(0, setup_with(&s, map_memory(bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd), bytes,
+				target_create(bytes), 0));
+	touch(s.mem, bytes);
+	before = resident(s.mem, bytes);
+	EXPECT_LT(before, (long)(8 * MIB / PAGE));
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_EQ(before, resident(s.mem, bytes));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+	close(fd);
+	close(vm);
+}
+
 TEST(swapped_anonymous_pages)
 {
 	size_t bytes = 64 * MIB;
