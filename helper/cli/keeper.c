@@ -164,7 +164,8 @@ static void keep(const char *qmp, int listener)
 	bool on = true;
 
 	keeper.qmp = qmp;
-	while (on && !*interrupted) {
+	/* A SIGINT is a client's, for its save, and came too late for that. */
+	while (on && (!*interrupted || take_signal() == SIGINT)) {
 		struct pollfd fds[2] = {
 			{ .fd = listener, .events = POLLIN },
 			{ .fd = keeper.open ? keeper.saver.qemu.qmp.fd : -1, .events = POLLIN },

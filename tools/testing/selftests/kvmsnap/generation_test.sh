@@ -538,6 +538,10 @@ interrupted_in_line() {
 	kill -INT $first
 	! wait $first || return 1
 	[ ! -e "$dir/second.snap" ]
+	# One that comes when there is no save ends nothing.
+	pkill -INT -x kvmsnap-keep
+	sleep 0.2
+	pgrep -x kvmsnap-keep
 	guest_goes_on a
 }
 
