@@ -28,10 +28,11 @@ start() {
 held() {
 	echo 1 >/proc/sys/vm/stat_refresh
 	awk '$1 == "nr_foll_pin_acquired" { n += $2 } $1 == "nr_foll_pin_released" { n -= $2 } END { print "pages pinned:", n }' /proc/vmstat
-	echo "areas of vmalloc: $(grep -c '\[kvmsnap\]' /proc/vmallocinfo)"
+	echo "areas of vmalloc: $(grep -c '\[kvmsnap\]' /proc/vmallocinfo || true)"
 	echo "users of the module: $(cat /sys/module/kvmsnap/refcnt)"
 	echo "VMs: $(find /sys/kernel/debug/kvm -mindepth 1 -maxdepth 1 -type d | wc -l)"
-	echo "processes: $(pgrep -c 'kvmsnap|qemu-system')"
+	# Kernel threads have names of ours too, for as long as they work for us.
+	echo "processes: $(pgrep -xc 'kvmsnap(-keep|-guard)?|qemu-system-x86' || true)"
 }
 slab() { awk '/^SUnreclaim/ { print $2 }' /proc/meminfo; }
 
