@@ -284,7 +284,7 @@ static void get_sections(struct receive *r)
 /* The rest of the stream, which is checked, as it is.  A descriptor, or a negative errno. */
 static int get_tail(struct receive *r)
 {
-	struct snapfile devices;
+	struct snapfile devices = { 0 };
 	static uint8_t buf[1 << 16];
 	uint64_t at = 0;
 	size_t n;
@@ -305,13 +305,12 @@ static int get_tail(struct receive *r)
 		ret = snap_parse_devices(&devices, fd, 0, r->err);
 	if (!ret && devices.size != at)
 		ret = error_set(r->err, EBADMSG, "the stream does not end where it should");
-	if (ret) {
-		close(fd);
-		return ret;
-	}
 	r->snap.description = devices.size - devices.devices_end;
 	snap_free(&devices);
-	return fd;
+	if (!ret)
+		return fd;
+	close(fd);
+	return ret;
 }
 
 static int write_rest(struct receive *r, int devices, enum sync sync)
