@@ -207,7 +207,7 @@ migrated() {
 	cat "$work/error"
 	[ "$1" = killed ] || grep -q "QEMU is in state 'postmigrate'" "$work/error"
 	await 10 no_guardian
-	[ "$(guest_status a)" = postmigrate ]
+	is postmigrate
 	guest_kill a
 }
 
@@ -230,7 +230,7 @@ migration_cancelled() {
 	is finish-migrate
 	qmp a '{"execute":"migrate_cancel"}'
 	await 10 no_guardian
-	[ "$(guest_status a)" = running ]
+	is running
 	guest_goes_on a
 	guest_kill a
 }

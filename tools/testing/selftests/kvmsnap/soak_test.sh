@@ -59,6 +59,7 @@ saved_at_once() {
 
 # trouble GUEST: it did not start; what is known of it.
 trouble() {
+	local t
 	{
 		echo "guest $1 did not start at $(date +%T): $(guest_status "$1")"
 		cat "$work/said.$1"
