@@ -13,7 +13,7 @@
  *    bit after.
  *
  * Marking takes no lock and may happen in any context.  Regions are only ever added, and
- * published by nr_regions when whole; they go with the session, when the notifier is
+ * published by by_hva and nr_regions when whole; they go with the session, when the notifier is
  * unregistered and no harvester and no worker is left.
  */
 #include <linux/bitmap.h>
@@ -61,6 +61,25 @@ void kvmsnap_dirty_mark(struct kvmsnap_session *session, struct kvmsnap_region *
 }
 
 /**
+ * kvmsnap_dirty_mark_part() - put into the set what a region has of a range
+ * @session: tracking
+ * @region: one of its regions
+ * @start: first host address
+ * @end: behind the last; some of it is the region's
+ *
+ * Context: any, also atomic.
+ */
+void kvmsnap_dirty_mark_part(struct kvmsnap_session *session, struct kvmsnap_region *region,
+			     u64 start, u64 end)
+{
+	u64 from = max(start, region->hva) - region->hva;
+	u64 to = min(end, region->hva + kvmsnap_region_bytes(region)) - region->hva;
+
+	from >>= PAGE_SHIFT;
+	kvmsnap_dirty_mark(session, region, from, DIV_ROUND_UP_ULL(to, PAGE_SIZE) - from);
+}
+
+/**
  * kvmsnap_dirty_mark_hva() - put into the set what regions have of a range
  * @session: tracking
  * @start: first host address
@@ -70,18 +89,13 @@ void kvmsnap_dirty_mark(struct kvmsnap_session *session, struct kvmsnap_region *
  */
 void kvmsnap_dirty_mark_hva(struct kvmsnap_session *session, u64 start, u64 end)
 {
-	u32 i, nr = kvmsnap_session_nr_regions(session);
+	struct kvmsnap_region *region;
+	unsigned long at = start;
 
-	for (i = 0; i < nr; i++) {
-		struct kvmsnap_region *region = session->regions[i];
-		u64 from = max(start, region->hva);
-		u64 to = min(end, region->hva + kvmsnap_region_bytes(region));
-
-		if (from < to)
-			kvmsnap_dirty_mark(session, region, (from - region->hva) >> PAGE_SHIFT,
-					   ((to - 1 - region->hva) >> PAGE_SHIFT) -
-					   ((from - region->hva) >> PAGE_SHIFT) + 1);
-	}
+	if (start >= end)
+		return;
+	mt_for_each(&session->by_hva, region, at, end - 1)
+		kvmsnap_dirty_mark_part(session, region, start, end);
 }
 
 /* Put all pages of a region into the set.  Process context. */

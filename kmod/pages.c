@@ -304,7 +304,7 @@ long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long 
 	if (check_stable_address_space(mm)) {
 		while (done)
 			if (pages[--done])
-				put_page(pages[done]);
+				kvmsnap_pages_put(pages[done], 1);
 		return -ESRCH;
 	}
 	return done;

@@ -172,17 +172,9 @@ int kvmsnap_ring_harvest(struct kvmsnap_session *session)
 static int kvmsnap_ring_slot(void *data, u64 start, u64 end, bool logs)
 {
 	struct kvmsnap_session *session = data;
-	/* Pairs with the release in kvmsnap_session_add_region(). */
-	u32 i, nr = kvmsnap_session_nr_regions(session);
+	unsigned long at = start;
 
-	for (i = 0; i < nr; i++) {
-		struct kvmsnap_region *region = session->regions[i];
-
-		if (!logs && start < region->hva + kvmsnap_region_bytes(region) &&
-		    region->hva < end)
-			return -ENODATA;
-	}
-	return 0;
+	return !logs && mt_find(&session->by_hva, &at, end - 1) ? -ENODATA : 0;
 }
 
 /* Do all writable memslots that concern the save log?  0, -ENODATA, -EOPNOTSUPP, -ESRCH, -EINTR. */

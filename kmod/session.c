@@ -296,6 +296,7 @@ static void kvmsnap_session_free(struct kvmsnap_session *session)
 		fput(session->target);
 	while (session->nr_regions)
 		kvmsnap_region_free(session->regions[--session->nr_regions]);
+	mtree_destroy(&session->by_hva);
 	kvmsnap_ring_destroy(&session->ring);
 	kvmsnap_stage_destroy(&session->stage);
 	kvmsnap_pass_destroy(session);
@@ -333,6 +334,7 @@ struct kvmsnap_session *kvmsnap_session_create(void)
 	__module_get(THIS_MODULE);
 	kref_init(&session->ref);
 	mutex_init(&session->lock);
+	mt_init_flags(&session->by_hva, MT_FLAGS_USE_RCU);
 	spin_lock_init(&session->state_lock);
 	init_waitqueue_head(&session->wait);
 	session->error_offset = KVMSNAP_NO_OFFSET;
@@ -557,10 +559,15 @@ int kvmsnap_session_add_region(struct kvmsnap_session *session, void *data)
 	}
 
 	region->id = session->nr_regions;
+	err = mtree_insert_range(&session->by_hva, region->hva,
+				 region->hva + kvmsnap_region_bytes(region) - 1, region,
+				 GFP_KERNEL_ACCOUNT);
+	if (err)
+		goto out_unlock;
 	arg->region_id = region->id;
 	session->total_pages += region->nr_pages;
 	session->regions[region->id] = region;
-	/* Pairs with kvmsnap_session_nr_regions(): from here on its pages are marked. */
+	/* Pairs with kvmsnap_session_nr_regions(). */
 	smp_store_release(&session->nr_regions, region->id + 1);
 	if (region->dirty)
 		kvmsnap_dirty_mark_region(session, region);
@@ -999,9 +1006,11 @@ int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
 {
 	struct kvmsnap_mark_dirty *arg = data;
 	const struct kvmsnap_hva_range __user *user = u64_to_user_ptr(arg->ranges);
-	u32 i, j, nr = kvmsnap_session_nr_regions(session);
-	struct kvmsnap_hva_range range;
+	u32 i, nr = kvmsnap_session_nr_regions(session);
 	u64 end, from, to, step, left = 0;
+	struct kvmsnap_hva_range range;
+	struct kvmsnap_region *region;
+	unsigned long at;
 
 	if (arg->flags)
 		return -EOPNOTSUPP;
@@ -1009,26 +1018,26 @@ int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
 		return -EINVAL;
 	if (!kvmsnap_ring_tracking(&session->ring))
 		return -ENODATA;
-	for (j = 0; j < nr; j++)
-		left += KVMSNAP_MAX_OVERLAP * kvmsnap_region_bytes(session->regions[j]);
+	for (i = 0; i < nr; i++)
+		left += KVMSNAP_MAX_OVERLAP * kvmsnap_region_bytes(session->regions[i]);
 	for (i = 0; i < arg->nr_ranges; i++) {
 		if (copy_from_user(&range, &user[i], sizeof(range)))
 			return -EFAULT;
 		if (check_add_overflow(range.hva, range.length, &end))
 			return -EINVAL;
+		if (!range.length)
+			continue;
 		/* The range may be the caller's whole address space, and a region very large. */
-		for (j = 0; j < nr; j++) {
-			from = max(range.hva, session->regions[j]->hva);
-			to = min(end, session->regions[j]->hva +
-				      kvmsnap_region_bytes(session->regions[j]));
-			if (from >= to)
-				continue;
+		at = range.hva;
+		mt_for_each(&session->by_hva, region, at, end - 1) {
+			from = max(range.hva, region->hva);
+			to = min(end, region->hva + kvmsnap_region_bytes(region));
 			if (to - from > left)
 				return -EINVAL;
 			left -= to - from;
 			for (; from < to; from += step) {
 				step = min_t(u64, to - from, SZ_1G);
-				kvmsnap_dirty_mark_hva(session, from, from + step);
+				kvmsnap_dirty_mark_part(session, region, from, from + step);
 				cond_resched();
 				if (fatal_signal_pending(current))
 					return -EINTR;

@@ -3,6 +3,7 @@
 #define KVMSNAP_SESSION_H
 
 #include <linux/kref.h>
+#include <linux/maple_tree.h>
 #include <linux/mutex.h>
 #include <linux/spinlock.h>
 #include <linux/wait.h>
@@ -49,6 +50,7 @@ struct kvmsnap_session {
 	u64 target_offset;		/* where the regions' offsets count from */
 	struct kvmsnap_region *regions[KVMSNAP_MAX_REGIONS];
 	u32 nr_regions;			/* published: who marks dirty pages reads without @lock */
+	struct maple_tree by_hva;	/* the regions, by host address; likewise, under RCU */
 	u64 total_pages;
 	pid_t vm_pid;			/* shown; 0 before bind; read without @lock */
 	u64 memory;			/* bytes we hold, likewise */

@@ -472,6 +472,55 @@ TEST_F(live, contract)
 	EXPECT_EQ(3, stats.pages_dirty);
 }
 
+/* As many regions as there may be, wall to wall, that come in no order, before and after TRACK. */
+TEST(many_regions)
+{
+	enum { REGIONS = 256, FIRST = 17, BOTH = RAM / PAGE / (REGIONS / 2) };
+	int session = kvmsnap_open(NULL), target = target_create(RAM), i;
+	struct kvmsnap_stats stats;
+	struct machine m;
+	uintptr_t ram;
+
+	ASSERT_EQ(0, machine_create(&m, &small));
+	ASSERT_EQ(0, kvmsnap_set_target(session, target));
+	ASSERT_EQ(0, kvmsnap_bind_vm(session, m.vm));
+	ASSERT_EQ(0, machine_logging(&m, true));
+	ram = (uintptr_t)m.ram;
+	for (i = 0; i < REGIONS; i++) {
+		unsigned int nr = i * 101 % REGIONS, odd = nr % 2;
+		uint64_t at = (nr / 2 * BOTH + odd * FIRST) * PAGE;
+
+		if (i == REGIONS / 2)
+			ASSERT_EQ(0, kvmsnap_track(session, KVMSNAP_TRACK_OWNER, 0));
+		ASSERT_EQ(i, kvmsnap_add_region(session, ram + at, (odd ? BOTH - FIRST : FIRST) * PAGE, at, 0));
+	}
+	EXPECT_EQ(-ENOSPC, kvmsnap_add_region(session, ram, PAGE, RAM, 0));
+
+	EXPECT_EQ(0, pass_dirty(session, 0));
+	EXPECT_EQ(0, kvmsnap_harvest(session, NULL));
+	EXPECT_EQ(0, pass_dirty(session, 0));
+	/* The first page of the second region, and bytes on both sides of a border. */
+	EXPECT_EQ(0, kvmsnap_mark_dirty(session, ram + FIRST * PAGE, 1));
+	EXPECT_EQ(0, kvmsnap_mark_dirty(session, ram + BOTH * PAGE - 1, 2));
+	kvmsnap_stats(session, &stats);
+	EXPECT_EQ(3, stats.pages_dirty);
+	EXPECT_EQ(0, kvmsnap_mark_dirty(session, ram - PAGE, RAM + 2 * PAGE));
+	kvmsnap_stats(session, &stats);
+	EXPECT_EQ(RAM / PAGE, stats.pages_dirty);
+
+	EXPECT_EQ(0, pass_dirty(session, 0));
+	atomic_store(&m.session, session);
+	machine_resume(&m);
+	usleep(100000);
+	EXPECT_EQ(0, pass_dirty(session, 0));
+	EXPECT_EQ(0, finish(&m, session, target));
+	EXPECT_EQ(1, all_dirty(session));
+	machine_logging(&m, false);
+	machine_destroy(&m);
+	close(session);
+	close(target);
+}
+
 /* Logging that is off, or never was possible, is an error and not a snapshot. */
 TEST_F(live, unlogged_memory_is_refused)
 {
