@@ -71,19 +71,6 @@ static int add_arg(struct restore *r, const char *arg, struct error *err)
 	return 0;
 }
 
-static const struct record_block *find_block(const struct restore *r, const char *name, size_t len)
-{
-	size_t i;
-
-	for (i = 0; i < r->generation->record.nr_blocks; i++) {
-		const struct record_block *block = &r->generation->record.blocks[i];
-
-		if (strlen(block->name) == len && !memcmp(block->name, name, len))
-			return block;
-	}
-	return NULL;
-}
-
 /* Is it to be RAM from the file? */
 static bool is_mapped(const char *name, const void *data)
 {
@@ -162,13 +149,13 @@ static int map_ram(struct restore *r, struct error *err)
 			continue;
 		}
 		id = option_value(arg, "id", &len);
-		block = id ? find_block(r, id, len) : NULL;
+		block = id ? record_find_block(&r->generation->record, id, len) : NULL;
 		if (block && is_shared(arg))
 			return error_set(err, EOPNOTSUPP, "RAM that others share (%s) can't be mapped from the snapshot; restore without --instant",
 					 arg);
 		ret = add_arg(r, block ? backend(r, block, err) : arg, err);
 	}
-	block = named || is_mapped("pc.ram", r) ? NULL : find_block(r, "pc.ram", 6);
+	block = named || is_mapped("pc.ram", r) ? NULL : record_find_block(&r->generation->record, "pc.ram", 6);
 	if (!ret && block) {
 		ret = add_arg(r, "-object", err);
 		if (!ret)
@@ -293,7 +280,7 @@ static void compare_ram(const struct restore *r, const struct qemu *qemu, struct
 			       human_bytes((double)block->length), block->length >> 20);
 	}
 	for (i = 0; i < qemu->nr_blocks; i++)
-		if (!find_block(r, qemu->blocks[i].name, strlen(qemu->blocks[i].name)))
+		if (!record_find_block(&r->generation->record, qemu->blocks[i].name, strlen(qemu->blocks[i].name)))
 			differ(d, "RAM block %s of %s is not in the file: leave its memory or device out",
 			       qemu->blocks[i].name, human_bytes((double)qemu->blocks[i].used));
 }
