@@ -23,13 +23,7 @@ refuses() {
 as_before() {
 	[ ! -e "$dir/snap.partial" ] || { echo "a partial file is left"; return 1; }
 	[ "$(guest_status a)" = "${1:-running}" ] || { echo "the guest is $(guest_status a)"; return 1; }
-	local i
-	for i in $(seq 50); do
-		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return 0
-		sleep 0.1
-	done
-	echo "the module is still in use"
-	return 1
+	await 5 module_unused || { echo "the module is still in use"; return 1; }
 }
 
 usage_errors() {
@@ -223,6 +217,8 @@ disk_error() {
 	return $status
 }
 
+write_in_flight() { [ "$(kvmsnap status --json | jq '.[0].in_flight // 0')" -gt 0 ]; }
+
 # A save that is held up by its disk, in the background: its process number in $save.  The
 # file system is not frozen, and has read what it needs: only the pages' writes hang.
 held_save() {
@@ -232,14 +228,7 @@ held_save() {
 	dmsetup suspend --noflush --nolockfs "$dm"
 	kvmsnap save --qmp "$qmp" --output "$dir/snap" >"$work/out" 2>"$work/err" &
 	save=$!
-	local i
-	for i in $(seq 100); do
-		[ "$(kvmsnap status --json | jq '.[0].in_flight // 0')" -gt 0 ] && return 0
-		sleep 0.1
-	done
-	echo "no write is in flight"
-	cat "$work/err"
-	return 1
+	await 10 write_in_flight || { echo "no write is in flight"; cat "$work/err"; return 1; }
 }
 
 interrupted() {
@@ -277,24 +266,16 @@ foreign_resume() {
 
 killed_helper() {
 	mkfs_mount ext4 "/dev/mapper/$dm" "$dir/held"
-	local save_dir=$dir status=0 i
+	local save_dir=$dir status=0
 	dir=$dir/held
 	held_save || status=1
-	[ "$(guest_status a)" = paused ] || status=2
+	guest_is a paused || status=2
 	kill -9 $save
 	wait $save || true
 	# The guest goes on at once, the disk is still held.
-	for i in $(seq 50); do
-		[ "$(guest_status a)" = running ] && break
-		sleep 0.1
-	done
-	guest_goes_on a || status=3
+	await 5 guest_is a running && guest_goes_on a || status=3
 	dmsetup resume "$dm"
-	for i in $(seq 50); do
-		[ -e "$dir/snap.partial" ] || break
-		sleep 0.1
-	done
-	as_before || status=4
+	await 5 gone "$dir/snap.partial" && as_before || status=4
 	dir=$save_dir
 	umount "$dir/held"
 	return $status
@@ -311,7 +292,7 @@ killed_qemu() {
 	grep -c . "$work/err" | grep -qx 1 || status=3
 	cat "$work/err"
 	[ ! -e "$dir/snap.partial" ] || status=4
-	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] || status=5
+	module_unused || status=5
 	dir=$save_dir
 	umount "$dir/held"
 	guest_start a "fill=32 tick=100" -m 160M
@@ -401,11 +382,7 @@ qemu_made_file() {
 	qmp a '{"execute":"stop"}' \
 		'{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"mapped-ram","state":true}]}}' \
 		"{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"file:$dir/snap\"}}" >/dev/null
-	local i
-	for i in $(seq 100); do
-		qmp a '{"execute":"query-migrate"}' | grep -q completed && break
-		sleep 0.2
-	done
+	await 20 migration_is a completed
 	kvmsnap verify "$dir/snap"
 	kvmsnap info "$dir/snap" | grep -q pc.ram
 	# After a migration the guest is QEMU's no more to save.
@@ -447,7 +424,7 @@ events() {
 	sleep "${KVMSNAP_SLOW:-1}"
 	kvmsnap save --live --max-downtime 1us --allow-downtime 60s --qmp "$qmp" --output "$dir/snap" --quiet
 	rm "$dir/snap"
-	for i in $(seq 50); do grep -q '"event":"closed"' "$work/events" && break; sleep 0.1; done
+	await 5 grep -q '"event":"closed"' "$work/events"
 	kill $follower
 	wait $topper
 	wait || true

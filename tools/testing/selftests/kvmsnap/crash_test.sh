@@ -32,13 +32,7 @@ generations() {
 
 # Nobody follows the guest, and nothing in the kernel is held.
 let_go() {
-	local i
-	for i in $(seq 100); do
-		! pgrep -x 'kvmsnap-keep|kvmsnap-guard|kvmsnap' >/dev/null && [ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return
-		sleep 0.1
-	done
-	pgrep -l kvmsnap
-	return 1
+	await 10 no_process 'kvmsnap-keep|kvmsnap-guard|kvmsnap' && await 10 module_unused || { pgrep -l kvmsnap; return 1; }
 }
 
 # What a round does; an ordinary one is made first where it needs some.

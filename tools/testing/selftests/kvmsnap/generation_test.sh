@@ -56,18 +56,9 @@ rest() {
 
 # Nothing follows the guest any more: no keeper, no session, and QEMU logs nothing.
 let_go() {
-	local i
-	for i in $(seq 100); do
-		! pgrep -x kvmsnap-keep >/dev/null && ! pgrep -x kvmsnap-guard >/dev/null &&
-			[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && break
-		sleep 0.1
-	done
-	[ "$i" -lt 100 ]
-	for i in $(seq 30); do
-		qmp a '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]' && return
-		sleep 0.1
-	done
-	return 1
+	await 10 no_process 'kvmsnap-keep|kvmsnap-guard'
+	await 10 module_unused
+	await 3 not_logging a
 }
 
 how=("" "--live --max-downtime 1us --allow-downtime 60s" "--stage 32M" "--live --max-downtime 1us --allow-downtime 60s --stage 16M")
@@ -120,15 +111,11 @@ drive() {
 	[ -z "${disk:-}" ] || echo "-drive file=$dir/disk.$1,format=raw,if=virtio,cache=none"
 }
 
+has_files() { [ "$(guest_count "$1" files)" -ge "$2" ]; }
+
 # more_files NAME: the guest replaces some on its disk, and finds what it expects.
 more_files() {
-	local files i
-	files=$(guest_count "$1" files)
-	for ((i = 0; i < 600; i++)); do
-		[ "$(guest_count "$1" files)" -lt $((files + 5)) ] || break
-		sleep 0.1
-	done
-	[ "$(guest_count "$1" files)" -ge $((files + 5)) ]
+	await 60 has_files "$1" $(($(guest_count "$1" files) + 5))
 	guest_goes_on "$1"
 }
 
@@ -251,11 +238,7 @@ keeper_killed() {
 	[ "$(jq -r .content "$work/report.3")" = $content ]
 	# QEMU goes, and so does the keeper.
 	guest_kill a
-	for _ in $(seq 50); do
-		pgrep -x kvmsnap-keep >/dev/null || return 0
-		sleep 0.1
-	done
-	return 1
+	await 5 no_process kvmsnap-keep
 }
 
 # Another QEMU has taken the place of one that has died, socket and all: it is none of the guardian's
@@ -274,11 +257,7 @@ another_qemu() {
 	guest_start a "$work_args" -m ${mem}M
 	qmp a '{"execute":"stop"}' '{"execute":"set-vcpu-dirty-limit","arguments":{"dirty-rate":5000}}' >/dev/null
 	pkill -CONT -x kvmsnap-guard
-	for _ in $(seq 50); do
-		pgrep -x kvmsnap-guard >/dev/null || break
-		sleep 0.1
-	done
-	! pgrep -x kvmsnap-guard || return 1
+	await 5 no_process kvmsnap-guard
 	[ "$(guest_status a)" = paused ]
 	qmp a '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"limit-rate": 5000'
 }

@@ -127,6 +127,14 @@ await() {
 	return 1
 }
 
+# What to await.
+guest_is() { [ "$(guest_status "$1")" = "$2" ]; }
+gone() { [ ! -e "$1" ]; }
+no_process() { ! pgrep -x "$1" >/dev/null; }
+module_unused() { [ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]; }
+not_logging() { qmp "$1" '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]'; }
+migration_is() { [[ $(qmp "$1" '{"execute":"query-migrate"}') =~ \"status\":\ \"($2)\" ]]; }
+
 # wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT; where the machine is slow, longer.
 wait_for() {
 	local i pid console
@@ -177,16 +185,6 @@ guest_goes_on() {
 		echo "guest $1 found bad pages: $(grep -m1 'bad [1-9]' "$work/$1.console")" >&2
 		return 1
 	fi
-}
-
-# not_logging NAME: QEMU logs no writes any more, soon.
-not_logging() {
-	local i
-	for i in $(seq 30); do
-		qmp "$1" '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]' && return
-		sleep 0.1
-	done
-	return 1
 }
 
 # dm_load TABLE: what the device-mapper device of the tests is from now on.

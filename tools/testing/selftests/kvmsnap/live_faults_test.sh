@@ -31,12 +31,8 @@ failing() {
 	[ "$(guest_status a)" = running ]
 	guest_goes_on a
 	[ "$(last_tick a)" -gt "$ticks" ]
-	not_logging a
-	for _ in $(seq 100); do
-		[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ] && return
-		sleep 0.1
-	done
-	return 1
+	await 3 not_logging a
+	await 10 module_unused
 }
 
 # The guest changes too much for the pause that is allowed.
@@ -71,7 +67,7 @@ signalled() {
 	kill -"$1" $saver
 	[ "$1" = KILL ] || kill -CONT $saver
 	! wait $saver || return 1
-	[ "$1" != KILL ] || for i in $(seq 50); do [ -e "$dir/snap.partial" ] || break; sleep 0.1; done
+	[ "$1" != KILL ] || await 5 gone "$dir/snap.partial"
 }
 
 # Break the QMP connection of a process, as if QEMU had closed it.  It is held meanwhile, so as not
@@ -91,10 +87,7 @@ lose_qmp() {
 }
 
 # The guardian has the guest go on, which may have been stopped for its soft-dirty bits.
-guardian_resumes() {
-	local i
-	for i in $(seq 50); do [ "$(guest_status a)" != running ] || break; sleep 0.1; done
-}
+guardian_resumes() { await 5 guest_is a running; }
 
 qmp_lost() {
 	local saver
@@ -108,11 +101,11 @@ qmp_lost() {
 
 # The guest is stopped, and nobody but the guardian is there to have it go on.
 qmp_lost_stopped() {
-	local saver i
+	local saver
 	writes_take 300
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
-	for i in $(seq 100); do [ "$(guest_status a)" != paused ] || break; done
+	await 10 guest_is a paused
 	lose_qmp $saver
 	! wait $saver || return 1
 	writes_take 0
@@ -144,15 +137,13 @@ killed_anywhere() {
 		fi
 		kill -9 $saver || true
 		wait $saver || true
-		for _ in $(seq 100); do
-			[ -e "$dir/snap.partial" ] || [ "$(guest_status a)" != running ] || break
-			sleep 0.1
-		done
+		await 10 gone "$dir/snap.partial"
+		await 10 guest_is a running
 		echo "killed $when; $([ -e "$dir/snap" ] && echo a file || echo none)"
 		[ ! -e "$dir/snap.partial" ]
 		[ ! -e "$dir/snap" ] || kvmsnap verify "$dir/snap"
 		[ "$(guest_status a)" = running ]
-		not_logging a
+		await 3 not_logging a
 	done
 	rm -f "$dir/snap"
 }
@@ -246,7 +237,7 @@ qemu_killed() {
 	cat "$work/error"
 	[ ! -e "$dir/snap" ]
 	[ ! -e "$dir/snap.partial" ]
-	[ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]
+	module_unused
 }
 
 tap_case "given up: the pause would be too long" failing too_long

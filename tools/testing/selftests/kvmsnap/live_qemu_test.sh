@@ -65,7 +65,7 @@ live_trip() {
 	some) [ "$(jq '.soft_dirty and .paused_compared_bytes < .ram_bytes * 0.75' "$work/report")" = true ] ;;
 	all) [ "$(jq '.paused_compared_bytes > .ram_bytes * 0.9' "$work/report")" = true ] ;;
 	esac
-	not_logging a
+	await 3 not_logging a
 	[ -z "$reads" ] || [ "$(came a "$args")" -gt "$((reads + ${least:-10}))" ]
 	case $args in *video=1*) [ "$(guest_count a modes)" -gt "$((modes + 10))" ] ;; esac
 	same_ram a "$dir/snap"

@@ -51,7 +51,7 @@ restore() {
 		-append "console=ttyS0 quiet mitigations=off $work_args" "$@" -S
 	# The one that writes the console is QEMU, not its shadow.
 	pgrep -P "$(cat "$work/$name.pid")" -f qemu-system >"$work/$name.qemu"
-	for i in $(seq 200); do
+	for ((i = 0; i < 200 * ${KVMSNAP_SLOW:-1}; i++)); do
 		[ "$(guest_status "$name")" = paused ] && return
 		kill -0 "$(cat "$work/$name.pid")" 2>/dev/null || break
 		sleep 0.1
@@ -246,26 +246,16 @@ printed() {
 	cat "$work/command"
 	grep -q "'console=ttyS0 a' " "$work/command"
 	bash "$work/command" >"$work/p.log" 2>&1 &
-	local pid=$! i
-	for i in $(seq 100); do
-		[ -S "$work/p.qmp2" ] && [ "$(guest_status p)" = paused ] && break
-		sleep 0.1
-	done
-	cat "$work/p.log"
-	[ "$i" -lt 100 ]
+	local pid=$!
+	await 10 guest_is p paused || { cat "$work/p.log"; return 1; }
 	# Not the shell alone.
 	qmp p '{"execute":"quit"}' >/dev/null
 	wait $pid
 }
 
 migrated() {	# NAME STATUS: a migration of it ends so
-	local i status
-	for i in $(seq 300); do
-		status=$(qmp "$1" '{"execute":"query-migrate"}' | jq -r 'select(.return.status) | .return.status')
-		case $status in completed | failed | cancelled) break ;; esac
-		sleep 0.1
-	done
-	[ "$status" = "$2" ]
+	await 30 migration_is "$1" 'completed|failed|cancelled'
+	migration_is "$1" "$2"
 }
 
 receive_uri="exec:PATH=$PATH kvmsnap receive --report $dir/snap 2>$work/received"
@@ -275,11 +265,7 @@ migrate() {
 }
 
 wait_received() {
-	local i
-	for i in $(seq 100); do
-		pgrep -x kvmsnap >/dev/null || break
-		sleep 0.1
-	done
+	await 10 no_process kvmsnap
 	cat "$work/received"
 }
 
@@ -313,11 +299,7 @@ received() {
 
 # The file is there, and the stream takes 20 s and more.
 receiving() {
-	local i
-	for i in $(seq 100); do
-		[ ! -e "$dir/snap.partial" ] || break
-		sleep 0.1
-	done
+	await 10 [ -e "$dir/snap.partial" ]
 	sleep 0.5
 	[ -e "$dir/snap.partial" ]
 }
