@@ -9,8 +9,8 @@
  * itself for later instead.  Of what a VMM may control it sleeps for the target alone, with
  * whatever write() to it sleeps for: a slow device, or the lock of its inode.
  *
- * After KVMSNAP_TURN_CHUNKS chunks a worker goes to the end of the queue, so that the
- * sessions of several VMs share the CPUs.
+ * After KVMSNAP_TURN_CHUNKS chunks, or KVMSNAP_TURN_JIFFIES, a worker goes to the end of the
+ * queue, so that the sessions of several VMs share the CPUs, and the freezer waits for none.
  */
 #include <linux/kthread.h>
 #include <linux/math64.h>
@@ -232,6 +232,11 @@ static struct page *kvmsnap_worker_stage(struct kvmsnap_session *session,
 	return zeros ? page : kvmsnap_request_copy(worker->req, page);
 }
 
+bool kvmsnap_worker_turn_is_over(const struct kvmsnap_worker *worker)
+{
+	return time_after(jiffies, worker->turn_end);
+}
+
 /*
  * Send the looked-up pages off, a request a run.  Return 0 when all are, -EAGAIN to come
  * back later, maybe with worker->req waiting, -ECANCELED when the pass is to end.
@@ -261,7 +266,8 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 			continue;
 		}
 		if (!worker->req) {
-			worker->req = kvmsnap_request_get(session);
+			if (!kvmsnap_worker_turn_is_over(worker))
+				worker->req = kvmsnap_request_get(session);
 			if (!worker->req)
 				return READ_ONCE(session->error) ? -ECANCELED : -EAGAIN;
 		}
@@ -338,7 +344,7 @@ static bool kvmsnap_worker_collect(struct kvmsnap_session *session, struct kvmsn
 {
 	int i, err = 0;
 
-	for (i = 0; i < KVMSNAP_TURN_CHUNKS && !err; i++)
+	for (i = 0; i < KVMSNAP_TURN_CHUNKS && !err && !kvmsnap_worker_turn_is_over(worker); i++)
 		err = kvmsnap_worker_chunk(session, worker);
 	*delay = err == -EAGAIN ? KVMSNAP_RETRY_JIFFIES : 0;
 	if (!err || err == -EAGAIN)
@@ -390,10 +396,14 @@ static void kvmsnap_worker_turn(struct work_struct *work)
 	unsigned long delay;
 	bool again;
 
+	worker->turn_end = jiffies + KVMSNAP_TURN_JIFFIES;
 	if (worker->sending)
 		again = kvmsnap_worker_send_staged(session, worker, &delay);
 	else
 		again = kvmsnap_worker_collect(session, worker, &delay);
+	/* It could have gone on. */
+	if (kvmsnap_worker_turn_is_over(worker))
+		delay = 0;
 	if (again)
 		queue_delayed_work(kvmsnap_pass_wq, &worker->work, delay);
 	else

@@ -175,7 +175,7 @@ int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *w
 		if (!slot)
 			return 0;
 		if (slot->region) {
-			if (!worker->req)
+			if (!worker->req && !kvmsnap_worker_turn_is_over(worker))
 				worker->req = kvmsnap_request_get(session);
 			if (READ_ONCE(session->error))
 				return -ECANCELED;

@@ -119,7 +119,7 @@ struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session)
 		node = llist_del_first(&writer->free);
 		spin_unlock(&writer->lock);
 		node;
-	}), HZ / 10);
+	}), KVMSNAP_TURN_JIFFIES);
 	return node ? llist_entry(node, struct kvmsnap_request, node) : NULL;
 }
 

@@ -175,11 +175,43 @@ TEST_F(held, freezer)
 	setup_close(&s);
 }
 
+/* While they keep a slow target busy: what is staged is written by one of them. */
+TEST_F(held, freezer_and_slow_target)
+{
+	const struct kvmsnap_queue how = { .kind = KVMSNAP_PASS_ALL, .flags = KVMSNAP_QUEUE_STAGE };
+	size_t bytes = 64 * MIB, at;
+	struct kvmsnap_stats stats;
+	struct kvmsnap_wait wait;
+	struct setup s;
+
+	if (run("modprobe -q dm-delay") || run("echo freezer >/sys/power/pm_test"))
+		SKIP(return, "this kernel can't try to freeze (CONFIG_PM_SLEEP_DEBUG), or has no dm-delay");
+	ASSERT_EQ(0, setup_with(&s, map_anonymous(bytes), bytes, open(self->path, O_RDWR | O_CLOEXEC), 0));
+	for (at = 0; at < bytes; at += 2 * PAGE)
+		fill_pages(s.mem + at, 1, at);
+	ASSERT_EQ(0, run("blkdiscard -z -l %zu %s", bytes, self->path));
+	ASSERT_EQ(0, kvmsnap_set_stage(s.session, bytes));
+	ASSERT_EQ(0, dm_load(self->dm, "0 $size delay $dev 0 0 $dev 0 40\\n"));
+	ASSERT_EQ(0, kvmsnap_queue(s.session, &how, NULL));
+	ASSERT_EQ(0, kvmsnap_wait_staged(s.session, PASS_LIMIT, &wait));
+	ASSERT_EQ(0, run("echo %u >/sys/power/pm_freeze_timeout", 3000 * slowness()));
+	EXPECT_EQ(0, run("echo freeze >/sys/power/state"));
+	EXPECT_EQ(0, run("echo 20000 >/sys/power/pm_freeze_timeout; echo none >/sys/power/pm_test"));
+	ASSERT_EQ(0, kvmsnap_stats(s.session, &stats));
+	EXPECT_EQ(KVMSNAP_STATE_RUNNING, stats.state);
+	ASSERT_EQ(0, dm_load(self->dm, DM_LINEAR));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(0, wait.error);
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+}
+
 TEST_F(held, interrupted_wait)
 {
 	struct kvmsnap_wait wait;
 	struct setup s;
 	pid_t child;
+	int status;
 
 	ASSERT_EQ(0, begin(&s, self->path));
 	hold(self->dm);
