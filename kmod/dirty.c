@@ -65,18 +65,22 @@ void kvmsnap_dirty_mark(struct kvmsnap_session *session, struct kvmsnap_region *
  * @session: tracking
  * @region: one of its regions
  * @start: first host address
- * @end: behind the last; some of it is the region's
+ * @end: behind the last
  *
  * Context: any, also atomic.
  */
 void kvmsnap_dirty_mark_part(struct kvmsnap_session *session, struct kvmsnap_region *region,
 			     u64 start, u64 end)
 {
-	u64 from = max(start, region->hva) - region->hva;
-	u64 to = min(end, region->hva + kvmsnap_region_bytes(region)) - region->hva;
+	u64 from = max(start, region->hva);
+	u64 to = min(end, region->hva + kvmsnap_region_bytes(region));
 
-	from >>= PAGE_SHIFT;
-	kvmsnap_dirty_mark(session, region, from, DIV_ROUND_UP_ULL(to, PAGE_SIZE) - from);
+	/* Before 6.1.50 a tree that is added to may say that a region is longer than it is. */
+	if (from >= to)
+		return;
+	from = (from - region->hva) >> PAGE_SHIFT;
+	to = DIV_ROUND_UP_ULL(to - region->hva, PAGE_SIZE);
+	kvmsnap_dirty_mark(session, region, from, to - from);
 }
 
 /**

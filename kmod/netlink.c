@@ -77,7 +77,7 @@ static int kvmsnap_genl_put_map(struct sk_buff *skb, struct kvmsnap_session *ses
 static int kvmsnap_genl_put_session(struct sk_buff *skb, struct netlink_callback *cb,
 				    struct kvmsnap_session *session)
 {
-	struct kvmsnap_stats stats = { 0 };
+	struct kvmsnap_stats stats = { .size = sizeof(stats) };
 	void *msg;
 
 	kvmsnap_session_fill_stats(session, &stats);

@@ -84,7 +84,6 @@ static void kvmsnap_session_fill_stats_locked(struct kvmsnap_session *session,
 	ktime_t ended;
 
 	lockdep_assert_held(&session->state_lock);
-	stats->size = sizeof(*stats);
 	stats->state = session->state;
 	stats->error = -session->error;
 	stats->pass = session->pass_nr;
@@ -133,7 +132,7 @@ void kvmsnap_session_fill_stats(struct kvmsnap_session *session, struct kvmsnap_
 /* Tell those who listen.  Not with @state_lock held. */
 static void kvmsnap_session_event(struct kvmsnap_session *session, enum kvmsnap_genl_event event)
 {
-	struct kvmsnap_stats stats = { 0 };
+	struct kvmsnap_stats stats = { .size = sizeof(stats) };
 
 	kvmsnap_session_fill_stats(session, &stats);
 	kvmsnap_netlink_event(event, session->id, session->owner, READ_ONCE(session->vm_pid),
@@ -227,7 +226,7 @@ void kvmsnap_session_pass_over(struct kvmsnap_session *session)
 {
 	struct kvmsnap_pass *pass = &session->pass;
 	u32 id = session->id, owner = session->owner, vm_pid = READ_ONCE(session->vm_pid);
-	struct kvmsnap_stats stats = { 0 };
+	struct kvmsnap_stats stats = { .size = sizeof(stats) };
 	bool last;
 
 	spin_lock(&session->state_lock);
@@ -1030,6 +1029,9 @@ int kvmsnap_session_mark_dirty(struct kvmsnap_session *session, void *data)
 		/* The range may be the caller's whole address space, and a region very large. */
 		at = range.hva;
 		mt_for_each(&session->by_hva, region, at, end - 1) {
+			/* Added since: all of it gets dirty, after that. */
+			if (region->id >= nr)
+				continue;
 			from = max(range.hva, region->hva);
 			to = min(end, region->hva + kvmsnap_region_bytes(region));
 			if (to - from > left)

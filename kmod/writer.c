@@ -48,11 +48,10 @@ int kvmsnap_target_check(struct file *file)
 {
 	struct inode *inode = file->f_mapping->host;
 	unsigned long magic = file_inode(file)->i_sb->s_magic;
+	struct block_device *bdev;
 
 	if (!(file->f_mode & FMODE_WRITE))
 		return -EBADF;
-	if (S_ISDIR(inode->i_mode))
-		return -EISDIR;
 	if (!S_ISREG(inode->i_mode) && !S_ISBLK(inode->i_mode))
 		return -ENXIO;
 	if (file->f_flags & O_APPEND)
@@ -74,7 +73,8 @@ int kvmsnap_target_check(struct file *file)
 	if (!(file->f_mode & FMODE_CAN_ODIRECT) || !file->f_op->write_iter)
 		return -EOPNOTSUPP;
 	/* Pages are the unit; a device with larger blocks would need them merged. */
-	if (S_ISBLK(inode->i_mode) && bdev_logical_block_size(I_BDEV(inode)) > PAGE_SIZE)
+	bdev = S_ISBLK(inode->i_mode) ? I_BDEV(inode) : inode->i_sb->s_bdev;
+	if (bdev && bdev_logical_block_size(bdev) > PAGE_SIZE)
 		return -EOPNOTSUPP;
 	return 0;
 }

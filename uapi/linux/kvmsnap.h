@@ -131,11 +131,12 @@ struct kvmsnap_info {
  * @reserved: must be 0
  *
  * The VM of the caller's own process needs no privilege.  Another process's needs
- * CAP_SYS_PTRACE in the user namespace of that process's memory.
+ * CAP_SYS_PTRACE in the user namespace of that process's memory; in the initial one on
+ * kernels where a module can't tell that (7.3).
  *
  * Errors: EBADF not an open descriptor; ENXIO not a KVM VM; EPERM another process's VM
  * without the capability; EOPNOTSUPP it has private memory, which nobody can read (SEV-SNP, TDX);
- * EBUSY a VM is bound already; ESRCH its process is gone.
+ * EBUSY a VM is bound already; ESRCH its process is gone; ENOMEM.
  */
 struct kvmsnap_bind_vm {
 	__u32 size;
@@ -175,7 +176,7 @@ enum kvmsnap_target_flags {
  * KVMSNAP_STATE_FAILED.  KVMSNAP_BITMAP_WRITTEN is clear in any case.
  *
  * Errors: EBADF not open, or not for writing; EINVAL O_APPEND, or the alignment of @offset, or
- * both flags; EISDIR; ENXIO neither regular file nor block device; EOPNOTSUPP no direct I/O
+ * both flags; ENXIO neither regular file nor block device; EOPNOTSUPP no direct I/O
  * there, or memory-backed (tmpfs), FUSE or overlayfs; EROFS; ETXTBSY in use as swap; EBUSY a
  * pass is running; ESRCH VM's process gone; ENODATA a flag without tracking, or without a target
  * before; in KVMSNAP_STATE_FAILED, with CURRENT, the error that led there.
@@ -284,7 +285,8 @@ enum kvmsnap_queue_flags {
  * @nr_ranges: entries at @ranges, 1 to KVMSNAP_MAX_RANGES, for PASS_RANGES; otherwise 0
  * @ranges: address of an array of struct kvmsnap_range, for PASS_RANGES; otherwise 0
  * @pass: out, number of this pass, counted from 1
- * @bytes_per_second: the most to write, apart from 2 MiB at once at the beginning; 0 for no limit
+ * @bytes_per_second: the most to write, on average since the pass began, apart from 2 MiB a
+ *	worker (a CPU, 16 at most) at the beginning; 0 for no limit
  *
  * Writes every page of the pass that has content.  A page that is untouched or all zeros
  * is not written, unless it was written to this target before (zeros are written then)
@@ -335,13 +337,14 @@ enum kvmsnap_wait_flags {
  * @error: out, errno (positive) of the first failure, 0 when there was none:
  *	ECANCELED after CANCEL; ESRCH the VM's process is gone; EFAULT memory that can't
  *	be read; EBUSY memory waits for userfaultfd; EOPNOTSUPP memory is of a FUSE file;
- *	EHWPOISON memory has failed; else what the target's I/O returned
- * @error_offset: out, offset in the target that @error is about; ~0 when it is about none
+ *	EHWPOISON memory has failed; ENOMEM; else what the target's I/O returned
+ * @error_offset: out, offset in the target's file that @error is about; ~0 when it is about none
  * @pass: out, number of the pass
  *
  * Returns 0 when no pass is running any more, or it is staged, also when it failed: look at
  * @error.
- * Errors: ETIME the pass is still running (out fields are valid); ERESTARTSYS/EINTR.
+ * Errors: ETIME the pass is still running (out fields are valid); EINTR a signal came, of
+ * whatever kind.
  */
 struct kvmsnap_wait {
 	__u32 size;
@@ -375,7 +378,7 @@ struct kvmsnap_cancel {
  * @size: sizeof(struct kvmsnap_stats)
  * @flags: must be 0
  * @state: out, enum kvmsnap_state
- * @error: out, as in struct kvmsnap_wait
+ * @error: out, as in struct kvmsnap_wait; to others, by netlink, also ESHUTDOWN: it was closed
  * @pass: out, number of the pass
  * @pages_total: out, pages that the pass is over
  * @pages_done: out, pages dealt with so far, written or not
@@ -388,7 +391,7 @@ struct kvmsnap_cancel {
  * @max_in_flight: out, the most that were at a time
  * @elapsed_ns: out, since the pass began, until now or its end
  * @memory: out, bytes of kernel memory the session holds: request pool, copies, bitmaps,
- *	hashes and the harvest's buffer
+ *	hashes, the stage, the harvest's buffer, or the observer's, 32 bytes a ring entry
  * @pages_dirty: out, pages in the dirty set now; those of ring entries after a harvest
  * @pages_same: out, pages of the pass, or compared by it, that the target held already
  * @harvests: out, looks at the dirty rings since TRACK, also those that took nothing
@@ -447,7 +450,7 @@ enum kvmsnap_bitmap_flags {
  * @region_id: what ADD_REGION returned
  * @reserved: must be 0
  * @first_page: first page asked for, a multiple of 64
- * @nr_pages: pages asked for
+ * @nr_pages: pages asked for, not 0
  * @data: address of ceil(@nr_pages / 64) * 8 bytes: bit N % 8 of byte N / 8 is set when
  *	page @first_page + N was written; bits past the end are 0
  *
@@ -580,7 +583,7 @@ struct kvmsnap_track {
  *
  * Errors: ENODATA neither owner nor observer mode, or, in observer mode, a memslot under a
  * region doesn't log dirty pages; ESTALE somebody else has harvested the rings (as QUEUE);
- * ESRCH VM's process gone; EINTR a fatal signal.
+ * EOPNOTSUPP logging leaves pages unprotected; ESRCH VM's process gone; EINTR a fatal signal.
  */
 struct kvmsnap_harvest {
 	__u32 size;
@@ -692,10 +695,10 @@ struct kvmsnap_set_phase {
  * @region_id: what ADD_REGION returned
  * @reserved: must be 0
  * @first_page: first page asked for
- * @nr_pages: pages asked for
+ * @nr_pages: pages asked for, not 0
  * @data: address of @nr_pages __u64: of each page's 4096 bytes in the target, zeros included,
- *	SipHash-2-4 with @key, or 1 where that is 0; 0 for a page of which it is not known, since
- *	a write failed or the page was written without a copy
+ *	SipHash-2-4 with @key, or 1 where that is 0; 0 for a page of which it is not known: no pass
+ *	was over it since SET_TARGET, a write failed, or it is dirty by KVMSNAP_TARGET_BEFORE
  * @key: out, 16 bytes; chosen by chance at TRACK
  *
  * Errors: ENOENT no such region; ERANGE outside of it; ENODATA without KVMSNAP_TRACK_HASH;

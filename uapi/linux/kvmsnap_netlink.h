@@ -6,7 +6,7 @@
  * DOC: kvmsnap generic netlink family
  *
  * KVMSNAP_GENL_CMD_GET with NLM_F_DUMP lists the open sessions, a message each, in the
- * order of their ids.  It needs CAP_NET_ADMIN.
+ * order of their ids.  It needs CAP_NET_ADMIN, and the initial network namespace.
  *
  * Members of the group KVMSNAP_GENL_GROUP, in the initial network namespace and with
  * CAP_NET_ADMIN, get a KVMSNAP_GENL_CMD_EVENT for each event.  A gap in their sequence numbers
@@ -49,7 +49,8 @@ enum kvmsnap_genl_event {
  * enum kvmsnap_genl_attr - attributes of a session
  * @KVMSNAP_GENL_A_ID: u32, counted from 1 since the module was loaded
  * @KVMSNAP_GENL_A_OWNER_PID: u32, process that opened the session
- * @KVMSNAP_GENL_A_VM_PID: u32, process whose memory is saved; absent before BIND_VM
+ * @KVMSNAP_GENL_A_VM_PID: u32, thread that made the VM, as a rule the first of the process whose
+ *	memory is saved; absent before BIND_VM
  * @KVMSNAP_GENL_A_STATS: struct kvmsnap_stats
  * @KVMSNAP_GENL_A_SEQ: u64, of an event: counted from 1 since the module was loaded
  * @KVMSNAP_GENL_A_EVENT: u32, of enum kvmsnap_genl_event
