@@ -11,10 +11,10 @@ help:
 	@echo 'Build:'
 	@echo '  all               modules and helper (default)'
 	@echo '  modules           kmod/kvmsnap.ko for the running kernel, or KDIR=/lib/modules/X/build'
-	@echo '  helper            libkvmsnap and the kvmsnap command (libmnl, liburing, jansson)'
+	@echo '  helper            libkvmsnap and the kvmsnap command (libmnl, liburing, jansson, libsodium)'
 	@echo '  install           modules_install and install-helper; DESTDIR and PREFIX count'
 	@echo '  modules_install   kvmsnap.ko into /lib/modules'
-	@echo '  install-helper    command, library, headers and manual page into PREFIX'
+	@echo '  install-helper    command, library, headers, manual page and udev rule into PREFIX'
 	@echo '  clean'
 	@echo 'Try, in a test machine that is built on the first use (root, Debian, some minutes):'
 	@echo '  demo              save a running QEMU guest through the module, restore it with stock QEMU'
@@ -36,7 +36,7 @@ modules:
 	$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod modules
 
 modules_install:
-	$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod modules_install
+	$(MAKE) -C $(KDIR) M=$(CURDIR)/kmod INSTALL_MOD_PATH=$(DESTDIR) modules_install
 
 helper:
 	$(MAKE) -C helper all

@@ -111,7 +111,7 @@ int kvmsnap_harvest(int session, struct kvmsnap_harvest *result)
 	struct kvmsnap_harvest arg = { .size = sizeof(arg) };
 	int err = call(session, KVMSNAP_HARVEST, &arg);
 
-	if (result)
+	if (!err && result)
 		*result = arg;
 	return err;
 }
@@ -146,18 +146,30 @@ int kvmsnap_set_phase(int session, uint32_t phase, uint64_t pause_ns)
 	return call(session, KVMSNAP_SET_PHASE, &arg);
 }
 
+static int wait_for(int session, uint32_t flags, int64_t timeout_ns, struct kvmsnap_wait *result)
+{
+	int err;
+
+	*result = (struct kvmsnap_wait){
+		.size = sizeof(*result), .flags = flags, .timeout_ns = timeout_ns,
+	};
+	err = call(session, KVMSNAP_WAIT, result);
+	/* Who looks at the result alone does not take it for success. */
+	if (err && err != -ETIME) {
+		result->state = KVMSNAP_STATE_RUNNING;
+		result->error = -err;
+	}
+	return err;
+}
+
 int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
 {
-	*result = (struct kvmsnap_wait){
-		.size = sizeof(*result), .flags = KVMSNAP_WAIT_STAGED, .timeout_ns = timeout_ns,
-	};
-	return call(session, KVMSNAP_WAIT, result);
+	return wait_for(session, KVMSNAP_WAIT_STAGED, timeout_ns, result);
 }
 
 int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result)
 {
-	*result = (struct kvmsnap_wait){ .size = sizeof(*result), .timeout_ns = timeout_ns };
-	return call(session, KVMSNAP_WAIT, result);
+	return wait_for(session, 0, timeout_ns, result);
 }
 
 int kvmsnap_cancel(int session)

@@ -10,7 +10,7 @@
  *	kvmsnap_set_target(s, file_fd);		sized by ftruncate() beforehand
  *	id = kvmsnap_add_region(s, ram, size, offset, 0);
  *	kvmsnap_queue_all(s, NULL);
- *	kvmsnap_wait(s, -1, &result);		result.error must be 0
+ *	kvmsnap_wait(s, -1, &result);		result.error must be 0; again on -EINTR
  *	kvmsnap_get_bitmap(s, id, 0, size / 4096, bitmap);
  *
  * and of a running one, in a VMM whose VM has a dirty ring, after the region is added:
@@ -41,7 +41,8 @@
  *
  * Functions return 0 or more on success and a negative errno otherwise; the errnos are
  * those of <linux/kvmsnap.h>, where the structures are described too.  There is no state
- * but the descriptor; calls on one session from several threads are safe.
+ * but the descriptor; calls on one session from several threads are safe.  The library fills in
+ * structures as long as they were when it was built: when one gets longer, its soname changes.
  */
 #ifndef KVMSNAP_H
 #define KVMSNAP_H
@@ -102,7 +103,7 @@ int kvmsnap_queue_compare(int session, uint32_t flags, uint64_t *pass);
 
 /*
  * Empty the VM's dirty rings into the dirty set.  Waits for that, a few milliseconds; from
- * any thread.  @result may be NULL.
+ * any thread.  @result may be NULL, and is left alone when that fails.
  */
 int kvmsnap_harvest(int session, struct kvmsnap_harvest *result);
 
@@ -122,7 +123,8 @@ int kvmsnap_wait_staged(int session, int64_t timeout_ns, struct kvmsnap_wait *re
 /*
  * Wait for the end of the pass, @timeout_ns nanoseconds at most, negative for ever.
  * Returns 0 when none is running any more: result->error (positive errno) says how it ended.
- * -ETIME while it is running, with result filled in.
+ * -ETIME while it is running, with result filled in.  -EINTR after a signal: call again; result->error
+ * is that of the call then, and of any other that failed.
  */
 int kvmsnap_wait(int session, int64_t timeout_ns, struct kvmsnap_wait *result);
 
@@ -158,7 +160,7 @@ int kvmsnap_set_eventfd(int session, int fd);
 /*
  * Open sessions of the whole machine, by generic netlink (CAP_NET_ADMIN).  @each is called
  * for every one; vm_pid is 0 when no VM is bound.  Nonzero from @each ends the list and is
- * returned.  -ENOENT: the module is not loaded.
+ * returned.  -ENOENT: the module is not loaded, or the network namespace is not the initial one.
  */
 struct kvmsnap_session_info {
 	uint32_t id;
