@@ -107,7 +107,7 @@ static int own_content(struct target *target, const char *name, struct error *er
 int target_open(struct target *target, const char *path, int fd, bool force, struct error *err)
 {
 	char proc[32];
-	struct stat st;
+	struct stat st, link, dev;
 	int flags;
 
 	*target = (struct target){ .fd = -1, .force = force };
@@ -141,7 +141,11 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 	if (stat(path, &st) == 0) {
 		if (S_ISBLK(st.st_mode)) {
 			target->device = true;
-			target->fd = open(path, O_RDWR | O_EXCL | O_CLOEXEC);
+			/* Links below /dev are root's; whose are others? */
+			flags = lstat(path, &link) || stat("/dev", &dev) || link.st_dev != dev.st_dev ? O_NOFOLLOW : 0;
+			target->fd = open(path, O_RDWR | O_EXCL | O_CLOEXEC | flags);
+			if (target->fd < 0 && errno == ELOOP)
+				return error_set(err, ELOOP, "%s is a link to a block device; name the device itself", path);
 			if (target->fd < 0)
 				return error_set(err, errno, "%s: %s%s", path, strerror(errno),
 						 errno == EBUSY ? "; it is mounted or in use" : "");

@@ -86,6 +86,9 @@ wrong_places() {
 	refuses "--force" save --qmp "$qmp" --output "$dir/snap"
 	grep -qx content "$dir/snap"
 	rm "$dir/snap"
+	ln -s "/dev/mapper/$dm" "$dir/snap"
+	refuses "link to a block device" save --qmp "$qmp" --output "$dir/snap" --force
+	rm "$dir/snap"
 	as_before
 }
 
