@@ -121,7 +121,7 @@ static int start_ring(struct follow *follow)
 	/* Before the first write is logged. */
 	ret = kvmsnap_track(follow->ram->session, KVMSNAP_TRACK_OBSERVER, KVMSNAP_TRACK_HASH);
 	if (ret == -EOPNOTSUPP)
-		follow->why = "QEMU runs without a dirty ring (-accel kvm,dirty-ring-size=4096)";
+		follow->why = "QEMU runs without a dirty ring (-accel kvm,dirty-ring-size=65536)";
 	if (ret)
 		return ret;
 	guardian_logging(follow->guardian, true);

@@ -954,10 +954,14 @@ void saver_report(const struct saver *saver)
 	if (staged)
 		printf("%s of that was staged, and written in %.1f ms%s\n", human_bytes((double)staged),
 		       p->stage * 1e3, saver->opt->stay_stopped ? "" : " while the guest ran on");
-	if (p->paused > 0)
-		printf("guest stopped for %.1f ms: soft-dirty bits %.1f, stop %.1f, devices %.1f, RAM %.1f, resume %.1f\n",
-		       p->paused * 1e3, p->clear * 1e3, p->stop * 1e3, p->devices * 1e3, p->ram * 1e3, p->resume * 1e3);
-	else if (qemu_is_running(&saver->qemu))
+	if (p->paused > 0) {
+		printf("guest stopped for %.1f ms: ", p->paused * 1e3);
+		if (p->clear > 0)
+			printf("soft-dirty bits %.1f, ", p->clear * 1e3);
+		printf("stop %.1f, devices %.1f, RAM %.1f, resume %.1f\n",
+		       p->stop * 1e3, p->devices * 1e3, p->ram * 1e3, p->resume * 1e3);
+	} else if (qemu_is_running(&saver->qemu)) {
 		printf("the guest stays stopped\n");
+	}
 }
 

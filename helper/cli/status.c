@@ -133,7 +133,7 @@ int no_sessions(int ret)
 	struct error err;
 
 	error_set(&err, -ret, "asking the module: %s%s", strerror(-ret),
-		  ret == -ENOENT ? "; load it: modprobe kvmsnap" :
+		  ret == -ENOENT ? "; load it: modprobe kvmsnap; it answers in the initial network namespace alone" :
 		  ret == -EPERM ? "; run as root" : "");
 	complain(&err);
 	return 1;
