@@ -383,7 +383,7 @@ TEST_F(abi, wait_poll_and_eventfd)
 	ASSERT_EQ(0, kvmsnap_add_region(self->session, (uintptr_t)self->mem, 4 * MIB, 0, 0));
 	ASSERT_EQ(0, kvmsnap_queue_all(self->session, &pass));
 	EXPECT_EQ(1, pass);
-	ASSERT_EQ(1, poll(&pfd, 1, 30000));
+	ASSERT_EQ(1, poll(&pfd, 1, 30000 * (int)slowness()));
 	EXPECT_EQ(POLLIN, pfd.revents);
 	EXPECT_EQ(8, read(event, &count, 8));
 	EXPECT_EQ(1, count);

@@ -138,7 +138,7 @@ progress() {
 stopped_terminal() {
 	cat >"$work/on-tty" <<-EOT
 		perl -e 'ioctl(STDERR, 0x540a, 0) or die'
-		timeout 60 kvmsnap save --live --bandwidth 30M --allow-downtime 60s --qmp $qmp --output $dir/snap >$work/out
+		timeout $((60 * ${KVMSNAP_SLOW:-1})) kvmsnap save --live --bandwidth 30M --allow-downtime 60s --qmp $qmp --output $dir/snap >$work/out
 		echo \$? >$work/status
 		perl -e 'ioctl(STDERR, 0x540a, 1)'
 	EOT
@@ -295,7 +295,7 @@ killed_qemu() {
 	grep -c . "$work/err" | grep -qx 1 || status=3
 	cat "$work/err"
 	[ ! -e "$dir/snap.partial" ] || status=4
-	module_unused || status=5
+	await 5 module_unused || status=5
 	dir=$save_dir
 	umount "$dir/held"
 	guest_start a "fill=32 tick=100" -m 160M

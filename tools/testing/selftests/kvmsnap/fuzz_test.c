@@ -595,7 +595,7 @@ static bool reap(pid_t pid)
 	char command[128];
 	int i;
 
-	for (i = 0; i < 600; i++) {
+	for (i = 0; i < 600 * (int)slowness(); i++) {
 		if (waitpid(pid, NULL, WNOHANG) == pid)
 			return true;
 		usleep(100000);

@@ -237,7 +237,7 @@ qemu_killed() {
 	cat "$work/error"
 	[ ! -e "$dir/snap" ]
 	[ ! -e "$dir/snap.partial" ]
-	module_unused
+	await 5 module_unused
 }
 
 tap_case "given up: the pause would be too long" failing too_long

@@ -91,11 +91,15 @@ plug_memory_restored() {
 }
 
 balloon() {
-	local i
+	local i took=
 	for i in 60 10 70 0 40; do
 		sleep 0.2
 		qmp "$1" "{\"execute\":\"balloon\",\"arguments\":{\"value\":$(((mem - i) << 20))}}" | grep -q '"return"' || return
+		sleep 0.2
+		# The guest has done something of what it was asked for.
+		qmp "$1" '{"execute":"query-balloon"}' | grep -q "\"actual\": $((mem << 20))" || took=1
 	done
+	[ -n "$took" ]
 }
 balloon_restored() { :; }
 
@@ -109,7 +113,7 @@ with_disk() {
 }
 
 with_balloon() {
-	local GUEST_MODULES="virtio_pci virtio_balloon"
+	local GUEST_MODULES="virtio_pci virtio_balloon" live="$live --bandwidth 10M"
 	live_trip "$work_args" balloon -m ${mem}M -device virtio-balloon-pci
 }
 
@@ -185,11 +189,15 @@ with_plugged_memory() {
 	live_trip "$work_args" plug_memory -m 208M,slots=2,maxmem=512M
 }
 
+merge() { await 20 merged; }
+merged() { [ "$(cat /sys/kernel/mm/ksm/pages_sharing)" -gt 0 ]; }
+merge_restored() { :; }
+
 with_ksm() {
 	local looks=any
 	echo 1 >/sys/kernel/mm/ksm/run
 	echo 2000 >/sys/kernel/mm/ksm/pages_to_scan
-	live_trip "$work_args" nothing -machine pc,mem-merge=on -m ${mem}M
+	live_trip "$work_args" merge -machine pc,mem-merge=on -m ${mem}M
 	echo 2 >/sys/kernel/mm/ksm/run
 	echo 0 >/sys/kernel/mm/ksm/run
 }

@@ -122,11 +122,11 @@ holds() {
 }
 
 replay() {
-	local replay cow at=0 must=() points=0 looked=0 line begun=false
+	local replay cow at=0 must=() points=0 looked=0 line begun=false status
 	replay=$(loop replay 640M) cow=$(loop cow 64M)
 	modprobe dm-snapshot
 	mkdir -p "$check"
-	while "$libexec/logreplay" "$dir/pl.log" "$replay" $at >"$work/entries"; do
+	while status=0 && { "$libexec/logreplay" "$dir/pl.log" "$replay" $at >"$work/entries" || status=$?; } && [ $status = 0 ]; do
 		while read -r line; do
 			case $line in
 			mark*) begun=true; IFS=, read -ra must <<<"${line#mark ,}" ;;
@@ -141,6 +141,8 @@ replay() {
 		[ $((points % 10)) != 0 ] || echo "# $points flushes, $looked generations, $SECONDS s" >&3
 	done
 	echo "# $points flushes, $looked generations compared" >&3
+	# The end of the log, and no error.
+	[ $status = 3 ]
 	[ "${#must[@]}" = 4 ]
 	[ $points -gt 10 ]
 }

@@ -92,7 +92,7 @@ loaded() {
 warmed() {
 	local blocks cached i own=$((32 << 20))
 	blocks=$(($(stat -c '%b * %B' "$dir/snap")))
-	for ((i = 0; i < 100; i++)); do
+	for ((i = 0; i < 100 * ${KVMSNAP_SLOW:-1}; i++)); do
 		cached=$(resident "$dir/snap")
 		[ "$cached" -lt $((blocks * 99 / 100)) ] || break
 		sleep 0.1
@@ -209,7 +209,7 @@ ram_address() {
 refused() {
 	local text=$1
 	shift
-	! timeout 60 kvmsnap restore "$dir/snap" ${option:-} -- qemu-system-x86_64 -accel kvm -cpu host -display none -nodefaults \
+	! timeout $((60 * ${KVMSNAP_SLOW:-1})) kvmsnap restore "$dir/snap" ${option:-} -- qemu-system-x86_64 -accel kvm -cpu host -display none -nodefaults \
 		-serial null -parallel none -nic none "$@" -S >"$work/out" 2>"$work/error" || return 1
 	cat "$work/error"
 	grep -q -e "$text" "$work/error"

@@ -103,15 +103,19 @@ chaos() {
 }
 
 at_random() {
-	local g until slab_before slab_after
+	local g until slab_before slab_after chaos=()
 	rm -f "$work"/did.* "$work/trouble"
 	end_all
 	held >"$work/before"
 	slab_before=$(slab)
 	for g in $guests; do start "$g"; done
 	until=$(($(date +%s) + soak))
-	for g in $guests; do chaos "$g" $until & done
-	wait
+	for g in $guests; do
+		chaos "$g" $until &
+		chaos+=($!)
+	done
+	# Not for the guests.
+	for g in "${chaos[@]}"; do wait "$g"; done
 	[ ! -e "$work/trouble" ] || { cat "$work/trouble"; return 1; }
 	sort "$work"/did.* | uniq -c | sed 's/^/# /' >&3
 	# The last ones killed may still be resumed by their guardians.
