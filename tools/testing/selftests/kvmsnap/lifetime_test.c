@@ -121,7 +121,7 @@ TEST_F(held, cancel)
 	EXPECT_EQ(-EBUSY, kvmsnap_queue_all(s.session, NULL));
 	EXPECT_EQ(-EBUSY, kvmsnap_add_region(s.session, (uintptr_t)s.mem + BYTES, PAGE, BYTES, 0));
 	release(self->dm);
-	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * slowness() * SECOND, &wait));
 	EXPECT_EQ(KVMSNAP_STATE_FAILED, wait.state);
 	EXPECT_EQ(ECANCELED, wait.error);
 	EXPECT_EQ(-ECANCELED, kvmsnap_queue_all(s.session, NULL));
@@ -244,7 +244,7 @@ TEST_F(held, interrupted_wait)
 	EXPECT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
 	release(self->dm);
-	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * slowness() * SECOND, &wait));
 	EXPECT_EQ(0, wait.error);
 	setup_close(&s);
 }
@@ -420,7 +420,7 @@ TEST_F(held, killed_vmm_of_another_session)
 	/* It dies although its pages are being written. */
 	ASSERT_EQ(vmm.pid, waitpid(vmm.pid, NULL, 0));
 	release(self->dm);
-	ASSERT_EQ(0, kvmsnap_wait(session, PASS_LIMIT, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(session, 10 * slowness() * SECOND, &wait));
 	EXPECT_EQ(KVMSNAP_STATE_DEAD, wait.state);
 	/* All of it was in flight, or the rest was given up. */
 	EXPECT_TRUE(wait.error == 0 || wait.error == ESRCH);
@@ -571,7 +571,7 @@ TEST(frozen_file_system)
 	EXPECT_EQ(0, kvmsnap_stats(s.session, &stats));
 	EXPECT_EQ(0, stats.in_flight);
 	EXPECT_EQ(0, kvmsnap_cancel(s.session));
-	EXPECT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(0, kvmsnap_wait(s.session, 5 * slowness() * SECOND, &wait));
 	EXPECT_EQ(ECANCELED, wait.error);
 
 	/* It waits, and goes on after the thaw. */
@@ -579,7 +579,7 @@ TEST(frozen_file_system)
 	EXPECT_EQ(0, kvmsnap_queue_all(s.session, NULL));
 	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, SECOND / 2, &wait));
 	EXPECT_EQ(0, ioctl(fs, FITHAW, 0));
-	EXPECT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(0, kvmsnap_wait(s.session, 30 * slowness() * SECOND, &wait));
 	EXPECT_EQ(0, wait.error);
 	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
 	close(fs);

@@ -395,7 +395,7 @@ TEST(userfaultfd)
 	ASSERT_EQ(0, ioctl(uffd, UFFDIO_REGISTER, &reg));
 	began = seconds();
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
-	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 30 * slowness() * SECOND, &wait));
 	EXPECT_EQ(EBUSY, wait.error);
 	EXPECT_EQ(15 * MIB, wait.error_offset);
 	EXPECT_GT(10 * slowness(), seconds() - began);
