@@ -29,6 +29,11 @@ kernel_release() {
 	echo "$k"
 }
 
+# kernel_recipe RELEASE: the script that builds that kernel, if one of ours does: it keeps its name when it is built anew.
+kernel_recipe() {
+	case $1 in *-kvmsnap-debug) echo "$here/debug-kernel" ;; esac
+}
+
 # kernel_image ROOT RELEASE: newer packages keep it beside its modules.
 kernel_image() {
 	if [ -e "$1/lib/modules/$2/vmlinuz" ]; then

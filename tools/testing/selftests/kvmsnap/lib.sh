@@ -344,8 +344,9 @@ mkfs_mount() {
 	mount -t "$1" "$2" "$3"
 }
 
-# TAP.  tap_case NAME FUNCTION ARG...: a function that returns 0 passes.  tap_end prints the plan and leaves.  A script's -t TEXT: only cases
-# with that in their name.  What a case writes to descriptor 3 is seen at once, by whoever waits.
+# TAP.  tap_case NAME FUNCTION ARG...: a function that returns 0 passes.  tap_end prints the plan and
+# leaves.  A script's -t TEXT: only cases with that in their name.  What a case writes to descriptor 3
+# is seen at once, by whoever waits.
 tap_count=0 tap_failed=0 tap_only=
 [ "${1:-}" != -t ] || tap_only=$2
 tap_case() {

@@ -177,9 +177,6 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
-is() { [ "$(guest_status a)" = "$1" ]; }
-no_guardian() { ! pgrep -x kvmsnap-guard >/dev/null; }
-
 # Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too,
 # whether the helper is there to see it or is killed.
 migrated() {
@@ -188,17 +185,17 @@ migrated() {
 	begin_failing
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
-	await 15 is paused
+	await 15 guest_is a paused
 	qmp a '{"execute":"migrate","arguments":{"uri":"exec:cat >/dev/null"}}' | grep '"return"'
-	await 15 is postmigrate
+	await 15 guest_is a postmigrate
 	[ -d /proc/$saver ]
 	[ "$1" != killed ] || kill -KILL $saver
 	! wait $saver || return 1
 	writes_take 0
 	cat "$work/error"
 	[ "$1" = killed ] || grep -q "QEMU is in state 'postmigrate'" "$work/error"
-	await 10 no_guardian
-	is postmigrate
+	await 10 no_process kvmsnap-guard
+	guest_is a postmigrate
 	guest_kill a
 }
 
@@ -210,18 +207,18 @@ migration_cancelled() {
 	qmp a '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"pause-before-switchover","state":true}]}}'
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" &
 	saver=$!
-	await 15 is paused
+	await 15 guest_is a paused
 	qmp a '{"execute":"migrate","arguments":{"uri":"exec:cat >/dev/null"}}' | grep '"return"'
-	await 15 is finish-migrate
+	await 15 guest_is a finish-migrate
 	kill -KILL $saver
 	! wait $saver || return 1
 	writes_take 0
 	sleep 1
 	pgrep -x kvmsnap-guard
-	is finish-migrate
+	guest_is a finish-migrate
 	qmp a '{"execute":"migrate_cancel"}'
-	await 10 no_guardian
-	is running
+	await 10 no_process kvmsnap-guard
+	guest_is a running
 	guest_goes_on a
 	guest_kill a
 }

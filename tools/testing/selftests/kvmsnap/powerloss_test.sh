@@ -126,7 +126,7 @@ replay() {
 	replay=$(loop replay 640M) cow=$(loop cow 64M)
 	modprobe dm-snapshot
 	mkdir -p "$check"
-	while status=0 && { "$libexec/logreplay" "$dir/pl.log" "$replay" $at >"$work/entries" || status=$?; } && [ $status = 0 ]; do
+	while "$libexec/logreplay" "$dir/pl.log" "$replay" $at >"$work/entries" || { status=$?; false; }; do
 		while read -r line; do
 			case $line in
 			mark*) begun=true; IFS=, read -ra must <<<"${line#mark ,}" ;;
