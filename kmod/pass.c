@@ -232,9 +232,9 @@ static struct page *kvmsnap_worker_stage(struct kvmsnap_session *session,
 	return zeros ? page : kvmsnap_request_copy(worker->req, page);
 }
 
-bool kvmsnap_worker_turn_is_over(const struct kvmsnap_worker *worker)
+static bool kvmsnap_worker_turn_is_over(const struct kvmsnap_worker *worker)
 {
-	return time_after(jiffies, worker->turn_end);
+	return time_after_eq(jiffies, worker->turn_end);
 }
 
 /*
@@ -266,8 +266,7 @@ static int kvmsnap_worker_send(struct kvmsnap_session *session, struct kvmsnap_w
 			continue;
 		}
 		if (!worker->req) {
-			if (!kvmsnap_worker_turn_is_over(worker))
-				worker->req = kvmsnap_request_get(session);
+			worker->req = kvmsnap_request_get(session, worker);
 			if (!worker->req)
 				return READ_ONCE(session->error) ? -ECANCELED : -EAGAIN;
 		}

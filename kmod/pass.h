@@ -22,7 +22,7 @@ struct kvmsnap_session;
  * struct kvmsnap_worker - one of the kernel workers of a pass
  * @pass: it works for
  * @work: runs a turn of it; queues itself again until the pass has no chunk left
- * @turn_end: jiffies: no request is begun in this turn after that
+ * @turn_end: jiffies: no request is begun in this turn from then on
  * @region: of the chunk at hand; NULL when there is none
  * @first_page: of the chunk, in @region
  * @nr_pages: of the chunk
@@ -93,7 +93,6 @@ int kvmsnap_pass_init(struct kvmsnap_session *session);
 void kvmsnap_pass_destroy(struct kvmsnap_session *session);
 void kvmsnap_pass_prepare(struct kvmsnap_session *session, const struct kvmsnap_queue *arg);
 void kvmsnap_pass_reset_stats(struct kvmsnap_session *session, u64 pages);
-bool kvmsnap_worker_turn_is_over(const struct kvmsnap_worker *worker);
 void kvmsnap_pass_start(struct kvmsnap_session *session);
 bool kvmsnap_pass_is_ahead(const struct kvmsnap_session *session);
 bool kvmsnap_pass_copies(const struct kvmsnap_session *session, u32 flags);

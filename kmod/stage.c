@@ -175,8 +175,8 @@ int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *w
 		if (!slot)
 			return 0;
 		if (slot->region) {
-			if (!worker->req && !kvmsnap_worker_turn_is_over(worker))
-				worker->req = kvmsnap_request_get(session);
+			if (!worker->req)
+				worker->req = kvmsnap_request_get(session, worker);
 			if (READ_ONCE(session->error))
 				return -ECANCELED;
 			if (!worker->req)

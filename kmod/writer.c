@@ -101,25 +101,30 @@ u64 kvmsnap_target_size(struct file *file)
 }
 
 /**
- * kvmsnap_request_get() - take a free request, waiting for one for a while
- * @session: the caller works for a pass of it
+ * kvmsnap_request_get() - take a free request, waiting for one until the turn's end
+ * @session: the worker works for a pass of it
+ * @worker: the caller
  *
  * Not for as long as the target takes: the freezer waits for a work item's end, and so may
  * other sessions' work.
  * Context: worker; may sleep, so not with an mm in use.
  * Return: a request, or NULL when the pass is to end, or to be called again in another turn.
  */
-struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session)
+struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session,
+					    const struct kvmsnap_worker *worker)
 {
+	long turn_left = worker->turn_end - jiffies;
 	struct kvmsnap_writer *writer = &session->writer;
 	struct llist_node *node = NULL;
 
+	if (turn_left <= 0)
+		return NULL;
 	wait_event_idle_timeout(writer->wait, READ_ONCE(session->error) || ({
 		spin_lock(&writer->lock);
 		node = llist_del_first(&writer->free);
 		spin_unlock(&writer->lock);
 		node;
-	}), KVMSNAP_TURN_JIFFIES);
+	}), turn_left);
 	return node ? llist_entry(node, struct kvmsnap_request, node) : NULL;
 }
 

@@ -12,6 +12,7 @@
 #include "region.h"
 
 struct kvmsnap_session;
+struct kvmsnap_worker;
 
 #define KVMSNAP_REQUEST_PAGES	KVMSNAP_CHUNK_PAGES
 
@@ -70,7 +71,8 @@ int kvmsnap_target_check(struct file *file);
 u64 kvmsnap_target_size(struct file *file);
 bool kvmsnap_target_wants_stable(struct file *file);
 
-struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session);
+struct kvmsnap_request *kvmsnap_request_get(struct kvmsnap_session *session,
+					    const struct kvmsnap_worker *worker);
 void kvmsnap_request_put(struct kvmsnap_request *req);
 void kvmsnap_request_begin(struct kvmsnap_request *req, struct kvmsnap_region *region,
 			   u64 first_page);
