@@ -20,8 +20,10 @@
  *
  * Nothing here waits for what a VMM controls.  Memory that a userfaultfd handler would
  * have to fill is an error, and FUSE files are refused.  A busy mmap lock, and a page of
- * a file that is being read in, are for later: -EAGAIN.
+ * a file that is to be read in, are for later: -EAGAIN.
  */
+#include <linux/fadvise.h>
+#include <linux/file.h>
 #include <linux/hugetlb.h>
 #include <linux/magic.h>
 #include <linux/oom.h>
@@ -33,6 +35,9 @@
 #include "compat.h"
 #include "pages.h"
 #include "region.h"
+
+/* How often reading ahead is asked for a page before a fault is to fetch it. */
+#define KVMSNAP_READ_AHEAD_TRIES	3
 
 /* Drop references on @nr pages that are contiguous from @page on.  Any context. */
 void kvmsnap_pages_put(struct page *page, unsigned long nr)
@@ -218,12 +223,127 @@ static long kvmsnap_pages_get_hugetlb(struct vm_area_struct *vma, unsigned long 
 	return ret;
 }
 
+/* Are pages read from a disk, into the page cache? */
+static bool kvmsnap_mapping_is_read(const struct address_space *mapping)
+{
+	const struct inode *inode = mapping->host;
+
+	return (S_ISREG(inode->i_mode) || S_ISBLK(inode->i_mode)) && !IS_DAX(inode) &&
+	       mapping->a_ops->read_folio;
+}
+
+/*
+ * The page at @readin->addr is not up to date, and has a folio or none.  What is to be done
+ * about it, or has come of that: -EAGAIN, or an error.
+ */
+static long kvmsnap_readin_want(struct kvmsnap_readin *readin, struct vm_area_struct *vma,
+				unsigned long end, struct folio *folio)
+{
+	struct file *file = vma->vm_file;
+
+	if (folio) {
+		if (!folio_trylock(folio))
+			return -EAGAIN;
+		if (folio_test_uptodate(folio) || folio->mapping != file->f_mapping) {
+			folio_unlock(folio);
+			return -EAGAIN;
+		}
+		/* Reading it has failed. */
+		if (readin->read) {
+			folio_unlock(folio);
+			return -EIO;
+		}
+		/* Reading ahead has failed, or never knew it: it was written to in part. */
+		folio_get(folio);
+		readin->folio = folio;
+	} else {
+		readin->asked++;
+		readin->pos = (loff_t)linear_page_index(vma, readin->addr) << PAGE_SHIFT;
+		readin->bytes = end - readin->addr;
+	}
+	readin->read = folio;
+	readin->file = get_file(file);
+	return -EAGAIN;
+}
+
+/**
+ * kvmsnap_readin_start() - read what kvmsnap_pages_get() has found to be missing, if any
+ * @readin: that it was given
+ *
+ * Context: kernel thread, without an mm, which would outlive its process here; may sleep for
+ * the file's device to take a request.
+ */
+void kvmsnap_readin_start(struct kvmsnap_readin *readin)
+{
+	struct file *file = readin->file;
+	struct folio *folio = readin->folio;
+
+	if (!file)
+		return;
+	if (folio) {
+		/* Unlocks it, now or when it is read. */
+		file->f_mapping->a_ops->read_folio(file, folio);
+		folio_put(folio);
+	} else {
+		vfs_fadvise(file, readin->pos, readin->bytes, POSIX_FADV_WILLNEED);
+	}
+	readin->folio = NULL;
+	readin->file = NULL;
+	fput(file);
+}
+
+/*
+ * A fault on what is not in the page cache waits for the disk where nothing is read ahead
+ * (MADV_RANDOM, many misses), FOLL_NOWAIT or not.  So there is none, but where asking for it
+ * comes to nothing: no memory that is to be had without waiting, or a file system without a
+ * disk.
+ */
+static long kvmsnap_pages_get_file(struct vm_area_struct *vma, unsigned long start,
+				   unsigned long end, struct page **pages,
+				   struct kvmsnap_readin *readin)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	pgoff_t index = linear_page_index(vma, start);
+	struct folio *folio = NULL;
+	bool empty = true;
+	long ret;
+
+	if (!(vma->vm_flags & VM_SHARED))
+		end = start + kvmsnap_entries_run(vma->vm_mm, start, end, &empty);
+	if (empty && kvmsnap_mapping_is_read(mapping)) {
+		/* Asked in this turn. */
+		if (readin->file)
+			return -EAGAIN;
+		if (readin->addr != start)
+			*readin = (struct kvmsnap_readin){ .addr = start };
+		/* NULL before 6.3. */
+		folio = filemap_get_folio(mapping, index);
+		if (IS_ERR_OR_NULL(folio))
+			folio = NULL;
+		if (folio ? !folio_test_uptodate(folio) :
+			    readin->asked < KVMSNAP_READ_AHEAD_TRIES) {
+			ret = kvmsnap_readin_want(readin, vma, end, folio);
+			goto out;
+		}
+		/* While we have it, it stays. */
+		if (folio)
+			end = min(end, start + ((folio_next_index(folio) - index) << PAGE_SHIFT));
+	}
+	ret = kvmsnap_pages_fault(vma, start, end, FOLL_NOWAIT, pages);
+	if (!ret)
+		ret = -EAGAIN;
+out:
+	if (folio)
+		folio_put(folio);
+	return ret;
+}
+
 /*
  * The first pages of a range, of which get_user_pages_fast_only() found none.  At least
  * one, or an error.
  */
 static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, unsigned long end,
-				   struct page **pages)
+				   struct page **pages, struct kvmsnap_readin *readin)
 {
 	struct vm_area_struct *vma;
 	unsigned long magic = 0;
@@ -256,9 +376,7 @@ static long kvmsnap_pages_get_slow(struct mm_struct *mm, unsigned long start, un
 		/* Reading a page in can wait for the server, without a way out. */
 		ret = -EOPNOTSUPP;
 	} else {
-		ret = kvmsnap_pages_fault(vma, start, end, FOLL_NOWAIT, pages);
-		if (!ret)
-			ret = -EAGAIN;
+		ret = kvmsnap_pages_get_file(vma, start, end, pages, readin);
 	}
 out:
 	mmap_read_unlock(mm);
@@ -272,15 +390,17 @@ out:
  * @nr: number of pages
  * @pages: @nr entries, filled from the first on: a page with a reference, or NULL for one
  *	that is untouched
+ * @readin: what this function knows from one call to the next, for the same run; the caller
+ *	hands it to kvmsnap_readin_start() when it is through with @mm
  *
  * Context: kernel thread, may sleep, but not for anything in the VMM's hand; no locks.
  * Return: number of entries filled, fewer than @nr when an error ended the run.  If there
  * are none, the error: -EFAULT unreadable, -EBUSY waits for userfaultfd, -EOPNOTSUPP a FUSE
- * file, -EHWPOISON, -ENOMEM, -ESRCH the process is being reaped, or -EAGAIN: come back later,
- * without @mm.
+ * file, -EIO reading a file failed, -EHWPOISON, -ENOMEM, -ESRCH the process is being reaped, or
+ * -EAGAIN: come back later, without @mm.
  */
 long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long nr,
-		       struct page **pages)
+		       struct page **pages, struct kvmsnap_readin *readin)
 {
 	unsigned long done = 0;
 
@@ -291,7 +411,7 @@ long kvmsnap_pages_get(struct mm_struct *mm, unsigned long start, unsigned long 
 		n = get_user_pages_fast_only(addr, nr - done, 0, pages + done);
 		if (n <= 0)
 			n = kvmsnap_pages_get_slow(mm, addr, start + (nr << PAGE_SHIFT),
-						   pages + done);
+						   pages + done, readin);
 		if (n < 0)
 			return done ?: n;
 		done += n;

@@ -80,6 +80,7 @@ static bool kvmsnap_worker_next_chunk(struct kvmsnap_session *session,
 	worker->region = region;
 	worker->filled = 0;
 	worker->next = 0;
+	worker->readin.addr = 0;
 	/* Before the first look at the pages. */
 	if (region->dirty)
 		kvmsnap_dirty_take(session, region, worker->first_page, worker->nr_pages,
@@ -128,7 +129,8 @@ static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_w
 		if (in_pass) {
 			u64 page = worker->first_page + worker->filled;
 
-			ret = kvmsnap_pages_get(mm, region->hva + (page << PAGE_SHIFT), n, pages);
+			ret = kvmsnap_pages_get(mm, region->hva + (page << PAGE_SHIFT), n, pages,
+						&worker->readin);
 			if (ret < 0)
 				break;
 			n = ret;
@@ -143,6 +145,7 @@ static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_w
 	kthread_unuse_mm(mm);
 	/* The address space may end here: not in our context. */
 	mmput_async(mm);
+	kvmsnap_readin_start(&worker->readin);
 	return min(ret, 0L);
 }
 
@@ -396,10 +399,12 @@ static void kvmsnap_worker_turn(struct work_struct *work)
 	bool again;
 
 	worker->turn_end = jiffies + KVMSNAP_TURN_JIFFIES;
+	kvmsnap_charge_begin(&session->charge);
 	if (worker->sending)
 		again = kvmsnap_worker_send_staged(session, worker, &delay);
 	else
 		again = kvmsnap_worker_collect(session, worker, &delay);
+	kvmsnap_charge_end();
 	/* It could have gone on. */
 	if (kvmsnap_worker_turn_is_over(worker))
 		delay = 0;

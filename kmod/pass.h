@@ -29,6 +29,7 @@ struct kvmsnap_session;
  * @filled: pages[0..filled) have been looked up
  * @next: pages[0..next) have been dealt with; the references on the rest are ours
  * @pages: KVMSNAP_CHUNK_PAGES entries
+ * @readin: pages[filled], when it is of a file and not in memory
  * @req: being filled, or waiting for a frozen file system or the limit of the rate
  * @sending: alone, what is on the stage
  * @slot: next of its slots on the stage
@@ -49,6 +50,7 @@ struct kvmsnap_worker {
 	u32 filled;
 	u32 next;
 	struct page **pages;
+	struct kvmsnap_readin readin;
 	struct kvmsnap_request *req;
 	bool sending;
 	u32 slot, slot_end;

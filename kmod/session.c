@@ -300,6 +300,7 @@ static void kvmsnap_session_free(struct kvmsnap_session *session)
 	kvmsnap_stage_destroy(&session->stage);
 	kvmsnap_pass_destroy(session);
 	kvmsnap_writer_destroy(session);
+	kvmsnap_charge_destroy(&session->charge);
 	kfree(session);
 	/* We may be on a work queue of ours: module exit waits for it. */
 	module_put(THIS_MODULE);
@@ -341,6 +342,7 @@ struct kvmsnap_session *kvmsnap_session_create(void)
 	session->owner = task_tgid_nr(current);
 	kvmsnap_ring_init(&session->ring);
 
+	kvmsnap_charge_init(&session->charge);
 	err = kvmsnap_writer_init(session);
 	if (!err)
 		err = kvmsnap_pass_init(session);
@@ -664,13 +666,20 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 	for (i = 0; i < session->nr_regions && !err; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
+		u64 bytes = kvmsnap_region_bytes(region);
+		loff_t pos = session->target_offset + region->offset;
+
 		/* None of the three exceeds LLONG_MAX; the sum of the last two does not either. */
-		if (session->target_offset + (region->offset + kvmsnap_region_bytes(region)) > size)
+		if (session->target_offset + (region->offset + bytes) > size) {
 			err = -EFBIG;
-		else
-			err = kvmsnap_region_maps_file(mm, region, session->target);
+			break;
+		}
+		err = kvmsnap_region_maps_file(mm, region, session->target);
 		if (err > 0)
 			err = -EDEADLK;
+		/* What write() would ask; its listeners may answer late, or never. */
+		if (!err)
+			err = rw_verify_area(WRITE, session->target, &pos, bytes);
 	}
 	mmput_async(mm);
 	return err;

@@ -9,6 +9,7 @@
 #include <linux/wait.h>
 #include <linux/kvmsnap.h>
 
+#include "charge.h"
 #include "pass.h"
 #include "region.h"
 #include "ring.h"
@@ -71,6 +72,7 @@ struct kvmsnap_session {
 
 	struct kvmsnap_pass pass;
 	struct kvmsnap_writer writer;
+	struct kvmsnap_charge charge;
 	struct kvmsnap_stage stage;
 	struct kvmsnap_ring ring;
 };

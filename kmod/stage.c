@@ -114,7 +114,7 @@ bool kvmsnap_stage_add(struct kvmsnap_stage *stage, struct kvmsnap_worker *worke
 
 	/* The slot before is the worker's own. */
 	slot = zeros && worker->slot ? &stage->slots[worker->slot - 1] : NULL;
-	if (slot && slot->zeros && slot->region == worker->region &&
+	if (slot && slot->zeros && slot->zeros < U32_MAX && slot->region == worker->region &&
 	    slot->page + slot->zeros == nr) {
 		slot->zeros++;
 		kvmsnap_pages_put(page, 1);

@@ -15,7 +15,6 @@
  * again once the last request is off the list and the session may be freed.
  */
 #include <linux/blkdev.h>
-#include <linux/cgroup.h>
 #include <linux/cred.h>
 #include <linux/highmem.h>
 #include <linux/kthread.h>
@@ -301,11 +300,7 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 	trace_kvmsnap_write_submit(session->id, pos, bytes, req->nr_bvecs);
 
 	cred = override_creds(file->f_cred);
-	kthread_associate_blkcg(writer->blkcg);
-	ret = rw_verify_area(WRITE, file, &pos, bytes);
-	if (!ret)
-		ret = file->f_op->write_iter(&req->iocb, &iter);
-	kthread_associate_blkcg(NULL);
+	ret = file->f_op->write_iter(&req->iocb, &iter);
 	revert_creds(cred);
 
 	/* After -EIOCBQUEUED @req may be complete already. */
@@ -392,23 +387,7 @@ u64 kvmsnap_writer_memory(const struct kvmsnap_writer *writer)
 	return writer->nr_requests * sizeof(struct kvmsnap_request) + writer->copy_bytes;
 }
 
-static struct cgroup_subsys_state *kvmsnap_blkcg_get(void)
-{
-#ifdef CONFIG_BLK_CGROUP
-	return task_get_css(current, io_cgrp_id);
-#else
-	return NULL;
-#endif
-}
-
-static void kvmsnap_blkcg_put(struct cgroup_subsys_state *blkcg)
-{
-#ifdef CONFIG_BLK_CGROUP
-	css_put(blkcg);
-#endif
-}
-
-/* May sleep; the opener's context.  Undone by kvmsnap_writer_destroy(), also when it fails. */
+/* May sleep.  Undone by kvmsnap_writer_destroy(), also when it fails. */
 int kvmsnap_writer_init(struct kvmsnap_session *session)
 {
 	struct kvmsnap_writer *writer = &session->writer;
@@ -419,7 +398,6 @@ int kvmsnap_writer_init(struct kvmsnap_session *session)
 	init_llist_head(&writer->done);
 	init_waitqueue_head(&writer->wait);
 	INIT_WORK(&writer->done_work, kvmsnap_writer_done);
-	writer->blkcg = kvmsnap_blkcg_get();
 
 	writer->requests = kcalloc(nr, sizeof(*writer->requests), GFP_KERNEL_ACCOUNT);
 	if (!writer->requests)
@@ -448,7 +426,6 @@ void kvmsnap_writer_destroy(struct kvmsnap_session *session)
 		kvfree(req);
 	}
 	kfree(writer->requests);
-	kvmsnap_blkcg_put(writer->blkcg);
 }
 
 int kvmsnap_writer_module_init(void)

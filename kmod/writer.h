@@ -47,7 +47,6 @@ struct kvmsnap_request {
 struct kvmsnap_writer {
 	struct kvmsnap_request **requests;
 	u32 nr_requests;
-	struct cgroup_subsys_state *blkcg;	/* of who opened the session: charged for writes */
 	u64 copy_bytes;			/* kernel memory for copies */
 	spinlock_t lock;
 	struct llist_head free;		/* taken from under @lock */

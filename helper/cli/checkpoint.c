@@ -35,6 +35,7 @@ struct checkpoint {
 	const char *dir, *name;
 	double every;			/* seconds */
 	uint64_t keep, count;
+	uint64_t compact_at;		/* when a file has that many generations */
 	const volatile sig_atomic_t *interrupted;
 	struct saver saver;
 };
@@ -102,7 +103,29 @@ static void wait_until(struct checkpoint *c, double when)
 	}
 }
 
-static int one(struct checkpoint *c, struct error *err)
+/*
+ * Keep what is to be kept of what is there.  A file that could not be compacted, for want of room say,
+ * is let grow before that is tried again.
+ */
+static int tidy(struct checkpoint *c, struct error *err)
+{
+	struct saver *saver = &c->saver;
+	int ret = 0;
+
+	if (!saver->chain.nr)
+		return remove_old(c, c->keep, err);
+	if (saver->chain.nr == 1)
+		c->compact_at = 2 * c->keep;
+	if (saver->chain.nr >= c->compact_at) {
+		ret = compact(c, err);
+		c->compact_at = ret ? saver->chain.nr + c->keep : 2 * c->keep;
+	}
+	/* Those of earlier runs, once this file has enough. */
+	return ret || saver->chain.nr < c->keep ? ret : remove_old(c, 1, err);
+}
+
+/* A generation.  @saved counts it, whatever happens after. */
+static int one(struct checkpoint *c, uint64_t *saved, struct error *err)
 {
 	struct saver *saver = &c->saver;
 	char path[4096];
@@ -112,24 +135,19 @@ static int one(struct checkpoint *c, struct error *err)
 	ret = saver_round(saver, path, -1, err);
 	/* What others are appended to gets no longer: its file system, or a limit. */
 	if (ret == -EFBIG && saver->chain.nr) {
-		ret = 0;
-		if (saver->chain.nr > c->keep)
-			ret = compact(c, err);
-		else
+		if (saver->chain.nr <= c->keep || compact(c, err)) {
+			if (*c->interrupted)
+				return -EINTR;
 			saver_forget(saver, "the last one's file can't get any longer");
-		if (!ret)
-			ret = saver_round(saver, path, -1, err);
+		}
+		ret = saver_round(saver, path, -1, err);
 	}
 	if (ret)
 		return ret;
+	++*saved;
 	saver_report(saver);
 	fflush(stdout);
-	if (!saver->chain.nr)
-		return remove_old(c, c->keep, err);
-	if (saver->chain.nr >= 2 * c->keep)
-		ret = compact(c, err);
-	/* Those of earlier runs, once this file has enough. */
-	return ret || saver->chain.nr < c->keep ? ret : remove_old(c, 1, err);
+	return tidy(c, err);
 }
 
 /* Another with these files would remove ours.  The lock is there for as long as we are. */
@@ -178,9 +196,9 @@ static int checkpoints(struct checkpoint *c, struct error *err)
 		wait_until(c, next);
 		if (*c->interrupted || c->saver.qemu.qmp.lost)
 			break;
-		ret = one(c, err);
-		if (!ret && ++done == c->count)
-			return 0;
+		ret = one(c, &done, err);
+		if (c->count && done == c->count)
+			return ret;
 		/* The VM runs, and so does the tracking: the next one may find more room. */
 		if (ret && !c->saver.qemu.qmp.lost && ret != -ESRCH && !*c->interrupted) {
 			complain(err);

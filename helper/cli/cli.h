@@ -2,6 +2,7 @@
 #ifndef CLI_H
 #define CLI_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -32,6 +33,9 @@ int usage_error(const char *usage, const char *fmt, ...) __attribute__((format(p
 
 /* "1.5 GiB".  Uses one of a few static buffers: for printf() alone. */
 const char *human_bytes(double bytes);
+
+/* A string for JSON, NULL for NULL; what is not UTF-8 has its bytes above 0x7f as \\xNN. */
+json_t *json_text(const char *text);
 
 /* A session's state and its save's phase (enum kvmsnap_state, kvmsnap_phase), as words. */
 const char *state_name(uint32_t state);

@@ -147,17 +147,17 @@ static json_t *describe(const struct generation *generation)
 		const struct record_block *b = &record->blocks[i];
 
 		json_array_append_new(blocks, json_pack(
-			"{s:s, s:I, s:I, s:I}", "name", b->name, "bytes", (json_int_t)b->length,
+			"{s:o, s:I, s:I, s:I}", "name", json_text(b->name), "bytes", (json_int_t)b->length,
 			"present_bytes", (json_int_t)(present_pages(generation, b->name) * SNAP_PAGE),
 			"pages_offset", (json_int_t)b->pages_offset));
 	}
 	for (i = 0; i < generation->snap.nr_devices; i++)
-		json_array_append_new(devices, json_string(generation->snap.devices[i].name));
-	return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o}", "machine", generation->snap.machine,
+		json_array_append_new(devices, json_text(generation->snap.devices[i].name));
+	return json_pack("{s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:o, s:o, s:o}", "machine", json_text(generation->snap.machine),
 			 "bytes", (json_int_t)generation->snap.size,
 			 "generation", (json_int_t)record->generation, "time", (json_int_t)record->time,
 			 "stream", (json_int_t)record->stream, "end", (json_int_t)record->end, "checksums", record->checksums != 0,
-			 "parent", record->parent, "blocks", blocks, "devices", devices);
+			 "parent", json_text(record->parent), "blocks", blocks, "devices", devices);
 }
 
 /* "2026-11-24 19:15:00", or "-". */
@@ -320,11 +320,11 @@ int cmd_verify(int argc, char **argv)
 	if (ret >= 0)
 		ret = verify_all(&chain, &args, &v, fd, &err);
 	if (args.json) {
-		print_json(json_pack("{s:s, s:b, s:I, s:I, s:I, s:s*}", "file", args.path, "whole", !ret,
+		print_json(json_pack("{s:o, s:b, s:I, s:I, s:I, s:o*}", "file", json_text(args.path), "whole", !ret,
 				     "generations", (json_int_t)chain.nr,
 				     "read_bytes", (json_int_t)(ret ? 0 : v.total),
 				     "checked_bytes", (json_int_t)(ret ? 0 : v.checked),
-				     "error", ret ? err.text : NULL));
+				     "error", json_text(ret ? err.text : NULL)));
 	} else if (!ret) {
 		printf("%s: whole; %zu generation%s, %s of pages read in %.2f s, %s\n", args.path,
 		       args.generation ? 1 : chain.nr, args.generation || chain.nr == 1 ? "" : "s",
@@ -354,11 +354,12 @@ static int list_generation(const char *path, struct generation *generation, int 
 	file_incoming(incoming, sizeof(incoming), path, record);
 	if (json)
 		json_array_append_new(json, json_pack(
-			"{s:I, s:I, s:s, s:I, s:I, s:I, s:s, s:s, s:s*}", "generation", (json_int_t)record->generation,
-			"time", (json_int_t)record->time, "file", path, "ram_bytes", (json_int_t)ram,
+			"{s:I, s:I, s:o, s:I, s:I, s:I, s:o, s:o, s:o*}", "generation", (json_int_t)record->generation,
+			"time", (json_int_t)record->time, "file", json_text(path), "ram_bytes", (json_int_t)ram,
 			"content_bytes", (json_int_t)content,
-			"written_bytes", (json_int_t)record->written, "parent", record->parent,
-			"incoming", incoming, "error", damage.text[0] ? damage.text : NULL));
+			"written_bytes", (json_int_t)record->written, "parent", json_text(record->parent),
+			"incoming", json_text(incoming),
+			"error", json_text(damage.text[0] ? damage.text : NULL)));
 	else
 		printf("%10" PRIu64 "  %-19s  %10s  %10s  -incoming %s\n", record->generation,
 		       when(record->time), damage.text[0] ? "damaged" : human_bytes((double)content),

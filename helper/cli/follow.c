@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* How long QEMU may take to switch logging on; it does so in a thread of its own. */
 #define LOGGING_SECONDS	10
@@ -124,6 +125,12 @@ static int start_ring(struct follow *follow)
 		follow->why = "QEMU runs without a dirty ring (-accel kvm,dirty-ring-size=65536)";
 	if (ret)
 		return ret;
+	/* QEMU can be asked if somebody has it log, but not for both of two who ask at once. */
+	follow->own = softdirty_own(qemu->pid);
+	if (follow->own == -EBUSY) {
+		follow->why = "another kvmsnap follows the VM";
+		return 0;
+	}
 	guardian_logging(follow->guardian, true);
 	ret = qemu_log_writes(qemu, true, &ignored);
 	if (ret == -EBUSY) {
@@ -311,6 +318,9 @@ void follow_end(struct follow *follow)
 		}
 		follow->logging = false;
 	}
+	if (follow->own >= 0)
+		close(follow->own);
+	follow->own = -1;
 	for (i = 0; i < follow->nr; i++)
 		free(follow->blocks[i].suspect);
 	free(follow->blocks);

@@ -22,6 +22,7 @@ struct follow {
 	const char *why;
 	const char *hidden;	/* who keeps soft-dirty bits from being trusted; NULL for nobody */
 	bool logging;		/* was switched on by us */
+	int own;		/* says to others that we clear soft-dirty bits; negative for not */
 	struct follow_block {
 		bool soft;		/* its soft-dirty bits are good */
 		uint8_t *suspect;	/* a bit a page: not for these; NULL for none */

@@ -20,13 +20,14 @@
 
 #define FOLDER	"/run/kvmsnap"
 #define BACKLOG	4
+#define FIRST_MS	10000	/* for the client that had us started to say what it wants */
 
 /* What a client sends, with its standard output and standard error.  It may be of another version than the keeper. */
 struct request {
 	uint64_t version;		/* REQUEST_VERSION */
 	struct save_options opt;	/* whose pointers mean nothing */
 	bool last;
-	char output[4096], device[256];
+	char qmp[4096], output[4096], device[256];
 };
 
 #define REQUEST_VERSION	(0x6b767300ULL << 32 | sizeof(struct request))
@@ -38,9 +39,9 @@ struct reply {
 
 struct keeper {
 	struct save_options opt;	/* of the request that is being served */
-	const char *qmp;
 	struct saver saver;
 	bool open;			/* @saver is */
+	char qmp[4096];			/* what @saver is connected to */
 	char output[4096], device[256];
 };
 
@@ -90,6 +91,7 @@ static int receive(int client, struct request *request)
 		ret = -errno;
 	close(fds[0]);
 	close(fds[1]);
+	request->qmp[sizeof(request->qmp) - 1] = 0;
 	request->output[sizeof(request->output) - 1] = 0;
 	request->device[sizeof(request->device) - 1] = 0;
 	return ret;
@@ -128,7 +130,9 @@ static bool serve(struct keeper *keeper, int client)
 	if (sig && sig != SIGINT)
 		return false;
 	if (ret || write(client, &reply, sizeof(reply)) < 0)
-		return true;
+		return keeper->open;
+	if (!keeper->open)
+		memcpy(keeper->qmp, request.qmp, sizeof(keeper->qmp));
 	keeper->opt = request.opt;
 	keeper->opt.qmp = keeper->qmp;
 	memcpy(keeper->output, request.output, sizeof(keeper->output));
@@ -156,23 +160,24 @@ static bool serve(struct keeper *keeper, int client)
 	return true;
 }
 
-/* Wait for clients, as long as there is a QEMU. */
-static void keep(const char *qmp, int listener)
+/* Wait for clients: for one that has us follow a QEMU, and then for as long as there is that QEMU. */
+static void keep(int listener)
 {
 	static struct keeper keeper;
 	const volatile sig_atomic_t *interrupted = catch_signals();
 	bool on = true;
 
-	keeper.qmp = qmp;
 	/* A SIGINT is a client's, for its save, and came too late for that. */
 	while (on && (!*interrupted || take_signal() == SIGINT)) {
 		struct pollfd fds[2] = {
 			{ .fd = listener, .events = POLLIN },
 			{ .fd = keeper.open ? keeper.saver.qemu.qmp.fd : -1, .events = POLLIN },
 		};
+		int ready = poll_signals(fds, 2, keeper.open ? -1 : FIRST_MS);
 
-		if (poll_signals(fds, 2, -1) < 0)
+		if (ready < 0)
 			continue;
+		on = ready > 0;
 		if (fds[1].revents) {
 			qemu_drain(&keeper.saver.qemu);
 			on = !keeper.saver.qemu.qmp.lost;
@@ -196,7 +201,7 @@ static void keep(const char *qmp, int listener)
 }
 
 /* Start the keeper: a process that nobody waits for.  The listening socket is there afterwards. */
-static int start(const char *qmp, const struct sockaddr_un *addr, int lock, struct error *err)
+static int start(const struct sockaddr_un *addr, int lock, struct error *err)
 {
 	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), null, status = 0;
 	pid_t pid;
@@ -232,7 +237,7 @@ static int start(const char *qmp, const struct sockaddr_un *addr, int lock, stru
 		close_range(4, ~0U, 0);
 		listener = 3;
 		prctl(PR_SET_NAME, "kvmsnap-keep");
-		keep(qmp, listener);
+		keep(listener);
 		unlink(addr->sun_path);
 		_exit(0);
 	}
@@ -256,7 +261,7 @@ static int connect_to(const struct sockaddr_un *addr)
 }
 
 /* A connection to the keeper, which is started if there is none: one, whoever else is about to. */
-static int reach(const char *qmp, const struct sockaddr_un *addr, struct error *err)
+static int reach(const struct sockaddr_un *addr, struct error *err)
 {
 	int lock = open(FOLDER, O_RDONLY | O_DIRECTORY | O_CLOEXEC), server, ret = 0;
 
@@ -267,7 +272,7 @@ static int reach(const char *qmp, const struct sockaddr_un *addr, struct error *
 	}
 	server = connect_to(addr);
 	if (server == -ECONNREFUSED || server == -ENOENT) {
-		ret = start(qmp, addr, lock, err);
+		ret = start(addr, lock, err);
 		server = ret ? ret : connect_to(addr);
 	}
 	close(lock);
@@ -290,15 +295,16 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	/* The keeper is elsewhere. */
 	if (output[0] != '/' && !getcwd(cwd, sizeof(cwd)))
 		cwd[0] = 0;
-	if (!ret && (!qmp || strlen(cwd) + 1 + strlen(output) >= sizeof(request.output) ||
+	if (!ret && (!qmp || strlen(qmp) >= sizeof(request.qmp) || strlen(cwd) + 1 + strlen(output) >= sizeof(request.output) ||
 		     (opt->device && strlen(opt->device) >= sizeof(request.device))))
 		ret = error_set(&err, ENAMETOOLONG, "%s: %s", output, strerror(ENAMETOOLONG));
-	server = ret ? ret : reach(qmp, &addr, &err);
+	server = ret ? ret : reach(&addr, &err);
 	if (server < 0) {
 		complain(&err);
 		free(qmp);
 		return 1;
 	}
+	strcpy(request.qmp, qmp);
 	free(qmp);
 	request.version = REQUEST_VERSION;
 	request.opt = *opt;

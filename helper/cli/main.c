@@ -2,6 +2,7 @@
 /* kvmsnap(8): a table of subcommands, and what they share. */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -41,7 +42,14 @@ static void usage(FILE *to)
 int main(int argc, char **argv)
 {
 	size_t i;
+	int fd;
 
+	/* What is opened next is not to be taken for an input or output that is closed. */
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
 	if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
 		usage(stdout);
 		return 0;
@@ -71,6 +79,24 @@ int usage_error(const char *usage_text, const char *fmt, ...)
 	va_end(ap);
 	fprintf(stderr, "\n%s", usage_text);
 	return EXIT_USAGE;
+}
+
+json_t *json_text(const char *text)
+{
+	json_t *json = text ? json_string(text) : NULL;
+	char *escaped, *to;
+
+	if (json || !text)
+		return json;
+	escaped = to = malloc(4 * strlen(text) + 1);
+	if (!escaped)
+		return NULL;
+	*to = 0;
+	for (; *text; text++)
+		to += sprintf(to, (unsigned char)*text < 0x80 ? "%c" : "\\x%02x", (unsigned char)*text);
+	json = json_string(escaped);
+	free(escaped);
+	return json;
 }
 
 const char *human_bytes(double bytes)

@@ -28,10 +28,21 @@ int ram_open(struct ram *ram, const char *device, struct error *err)
 	return 0;
 }
 
+static void free_copies(struct ram *ram)
+{
+	size_t i;
+
+	for (i = 0; i < ram->nr; i++) {
+		free(ram->blocks[i].copy);
+		ram->blocks[i].copy = NULL;
+	}
+}
+
 int ram_begin(struct ram *ram, uint32_t flags, struct error *err)
 {
 	int ret = kvmsnap_set_target_at(ram->session, ram->target->fd, ram->target->base, flags);
 
+	free_copies(ram);
 	ram->bytes = 0;
 	ram->staged = false;
 	if (ret)
@@ -48,6 +59,7 @@ void ram_close(struct ram *ram)
 		close(ram->session);
 	if (ram->vm_fd >= 0)
 		close(ram->vm_fd);
+	free_copies(ram);
 	free(ram->blocks);
 }
 
@@ -133,34 +145,6 @@ int ram_add_blocks(struct ram *ram, struct error *err)
 	return ret;
 }
 
-/* A block that the VM's memslots don't map: through our own memory. */
-static int copy_block(struct ram *ram, size_t i, struct error *err)
-{
-	struct snap_block *to = &ram->snap->blocks[i];
-	uint64_t done = 0;
-	size_t len;
-	char *buf = malloc(SNAP_ALIGN);
-	int ret = buf ? 0 : error_set(err, ENOMEM, "out of memory");
-
-	while (!ret && done < to->length) {
-		len = to->length - done < SNAP_ALIGN ? (size_t)(to->length - done) : SNAP_ALIGN;
-		ret = qemu_read_memory(ram->qemu, ram->blocks[i].hva + done, buf, len, err);
-		if (ret)
-			break;
-		ret = snap_pwrite(ram->target->fd, buf, len, ram->target->base + to->pages_offset + done);
-		if (ret)
-			error_set(err, -ret, "writing RAM block %s: %s", to->name, strerror(-ret));
-		done += len;
-	}
-	if (!ret) {
-		for (done = 0; done < to->length / SNAP_PAGE; done++)
-			to->bitmap[done / 8] |= (uint8_t)(1 << done % 8);
-		ram->bytes += to->length;
-	}
-	free(buf);
-	return ret;
-}
-
 static const char *advice(int error)
 {
 	switch (error) {
@@ -180,6 +164,22 @@ static const char *advice(int error)
 	default:
 		return "";
 	}
+}
+
+/* Write a block of which there is a copy. */
+static int write_copy(struct ram *ram, size_t i, struct error *err)
+{
+	struct snap_block *to = &ram->snap->blocks[i];
+	uint64_t page;
+	int ret = snap_pwrite(ram->target->fd, ram->blocks[i].copy, (size_t)to->length,
+			      ram->target->base + to->pages_offset);
+
+	if (ret)
+		return error_set(err, -ret, "writing RAM block %s: %s%s", to->name, strerror(-ret), advice(-ret));
+	for (page = 0; page < to->length / SNAP_PAGE; page++)
+		to->bitmap[page / 8] |= (uint8_t)(1 << page % 8);
+	ram->bytes += to->length;
+	return 0;
 }
 
 /* The module's blocks are there to be passed over. */
@@ -250,9 +250,10 @@ int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, s
 	if (ret)
 		return error_set(err, -ret, "starting the save: %s%s", strerror(-ret), advice(-ret));
 	ret = wait_pass(ram, flags & KVMSNAP_QUEUE_STAGE, what, err);
-	if (!ram->any_pass)
+	if (!ret && !ram->any_pass) {
 		ram->first = ram->stats;
-	ram->any_pass = true;
+		ram->any_pass = true;
+	}
 	ram->seconds = now() - began;
 	return ret;
 }
@@ -262,9 +263,16 @@ int ram_copy_rest(struct ram *ram, struct error *err)
 	size_t i;
 	int ret = 0;
 
-	for (i = 0; i < ram->nr && !ret; i++)
-		if (ram->blocks[i].region < 0)
-			ret = copy_block(ram, i, err);
+	for (i = 0; i < ram->nr && !ret; i++) {
+		uint64_t bytes = ram->snap->blocks[i].length;
+
+		if (ram->blocks[i].region >= 0)
+			continue;
+		ram->blocks[i].copy = malloc((size_t)bytes);
+		if (!ram->blocks[i].copy)
+			return error_set(err, ENOMEM, "out of memory");
+		ret = qemu_read_memory(ram->qemu, ram->blocks[i].hva, ram->blocks[i].copy, (size_t)bytes, err);
+	}
 	return ret;
 }
 
@@ -276,13 +284,16 @@ int ram_finish(struct ram *ram, bool written, struct error *err)
 	for (i = 0; i < ram->nr && !ret; i++) {
 		struct snap_block *block = &ram->snap->blocks[i];
 
-		if (ram->blocks[i].region < 0)
+		if (ram->blocks[i].region < 0) {
+			ret = write_copy(ram, i, err);
 			continue;
+		}
 		ret = (written ? kvmsnap_get_written : kvmsnap_get_bitmap)
 			(ram->session, (uint32_t)ram->blocks[i].region, 0,
 			 block->length / SNAP_PAGE, block->bitmap);
 		if (ret)
 			error_set(err, -ret, "reading the module's bitmap: %s", strerror(-ret));
 	}
+	free_copies(ram);
 	return ret;
 }

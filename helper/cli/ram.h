@@ -16,6 +16,7 @@
 struct ram_block {
 	int region;		/* in the module, or a negative errno */
 	uint64_t hva;		/* when it was added */
+	char *copy;		/* from ram_copy_rest() to ram_finish(); NULL for none */
 };
 
 struct ram {
@@ -54,11 +55,14 @@ int ram_add_blocks(struct ram *ram, struct error *err);
  */
 int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, struct error *err);
 
-/* With the VM stopped: copy the blocks that the module can't reach. */
+/*
+ * With the VM stopped: copy the blocks that the module can't reach.  Not yet to the file, which may be on a
+ * frozen file system, or a busy one.
+ */
 int ram_copy_rest(struct ram *ram, struct error *err);
 
 /*
- * The VM may run: wait for a staged pass, and take the bitmaps over: of what is in the target, or of
+ * The VM may run: wait for a staged pass, write what was copied, and take the bitmaps over: of what is in the target, or of
  * what was written to it.
  */
 int ram_finish(struct ram *ram, bool written, struct error *err);

@@ -198,13 +198,15 @@ static int live_pass(struct saver *saver, struct error *err)
 	snprintf(what, sizeof(what), "pass %ld", ++round->passes);
 	ret = tracked_pass(saver, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
 			   first ? 0 : KVMSNAP_QUEUE_COMPARE, what, err);
+	if (ret)
+		return ret;
 	if (first)
 		saver->first_seconds = ram->seconds;
 	else if (ram->seconds > 0)
 		round->dirty_rate = (double)ram->stats.bytes_written / ram->seconds;
 	if (everything)
 		saver->compare_seconds = ram->seconds;
-	return ret;
+	return 0;
 }
 
 /* Write RAM while the VM runs, until the rest can be written in the pause. */
@@ -739,7 +741,7 @@ static void succeed(struct saver *saver)
 /* A session of the module, with nothing in it. */
 static int open_session(struct saver *saver, struct error *err)
 {
-	saver->follow = (struct follow){ .ram = &saver->ram, .guardian = &saver->guardian };
+	saver->follow = (struct follow){ .ram = &saver->ram, .guardian = &saver->guardian, .own = -1 };
 	saver->ram = (struct ram){
 		.qemu = &saver->qemu, .target = &saver->round.target, .snap = &saver->snap,
 		.interrupted = saver->interrupted, .session = -1, .vm_fd = -1,
@@ -872,15 +874,6 @@ static const char *content_name(enum content content)
 	return names[content];
 }
 
-/* What JSON can hold; else NULL. */
-static const char *utf8(const char *text)
-{
-	json_t *string = text ? json_string(text) : NULL;
-
-	json_decref(string);
-	return string ? text : NULL;
-}
-
 void saver_report(const struct saver *saver)
 {
 	const struct round *round = &saver->round;
@@ -894,12 +887,12 @@ void saver_report(const struct saver *saver)
 	for (i = 0; i < saver->snap.nr_blocks; i++)
 		ram += saver->snap.blocks[i].length;
 	if (saver->opt->json) {
-		json = json_pack("{s:I, s:s, s:s*, s:I, s:s*, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
+		json = json_pack("{s:I, s:s, s:s*, s:I, s:o*, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
 				 "generation", (json_int_t)saver->generation,
 				 "content", content_name(round->content), "why", round->why,
 				 "stream", (json_int_t)round->stream,
-				 "file", utf8(round->output),
-				 "machine", saver->snap.machine,
+				 "file", json_text(round->output),
+				 "machine", json_text(saver->snap.machine),
 				 "file_bytes", (json_int_t)round->file_bytes,
 				 "ram_bytes", (json_int_t)ram,
 				 "written_bytes", (json_int_t)bytes,

@@ -29,9 +29,16 @@ static int open_partial(struct target *target, struct error *err)
 {
 	struct stat opened;
 	int tries, fd;
+	bool made;
 
 	for (tries = 0; tries < 10; tries++) {
-		fd = open(target->partial, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+		fd = open(target->partial, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+		made = fd >= 0;
+		if (!made && errno == EEXIST) {
+			fd = open(target->partial, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+			if (fd < 0 && errno == ENOENT)
+				continue;
+		}
 		if (fd < 0)
 			return error_set(err, errno, "%s: %s", target->partial, strerror(errno));
 		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
@@ -43,10 +50,9 @@ static int open_partial(struct target *target, struct error *err)
 			close(fd);
 			return error_set(err, EINVAL, "%s is in the way; remove it", target->partial);
 		}
-		/* Ours, if it is still the one of that name and new. */
+		/* Until it was locked, another may have taken it for a leftover. */
 		if (target_has_name(fd, target->partial)) {
-			if (opened.st_size == 0 && opened.st_blocks == 0 &&
-			    opened.st_uid == geteuid() && opened.st_nlink == 1) {
+			if (made) {
 				target->fd = fd;
 				return 0;
 			}

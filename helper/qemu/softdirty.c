@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,6 +25,20 @@ static int open_proc(pid_t pid, const char *name, int flags, struct error *err)
 	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
 	fd = open(path, flags | O_CLOEXEC);
 	return fd < 0 ? error_set(err, errno, "%s: %s", path, strerror(errno)) : fd;
+}
+
+int softdirty_own(pid_t pid)
+{
+	struct error ignored;
+	int fd = open_proc(pid, "clear_refs", O_WRONLY, &ignored);
+
+	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		int ret = errno == EWOULDBLOCK ? -EBUSY : -errno;
+
+		close(fd);
+		return ret;
+	}
+	return fd;
 }
 
 int softdirty_clear(pid_t pid, struct error *err)

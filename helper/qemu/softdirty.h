@@ -23,6 +23,12 @@ bool softdirty_works(void);
 bool softdirty_covers(pid_t pid, uint64_t start, uint64_t bytes);
 
 /*
+ * Be the one who clears them, until the descriptor is closed: who else does so would take what they
+ * have told from the other.  Between those who ask here.  A descriptor, -EBUSY, or a negative errno.
+ */
+int softdirty_own(pid_t pid);
+
+/*
  * Clear them, of the whole process.  What is pinned for I/O meanwhile is missed: nothing may be
  * in flight.  Takes its memory's lock, and unmaps the memory of its VMs once.
  */

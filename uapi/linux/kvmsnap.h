@@ -337,7 +337,8 @@ enum kvmsnap_wait_flags {
  * @error: out, errno (positive) of the first failure, 0 when there was none:
  *	ECANCELED after CANCEL; ESRCH the VM's process is gone; EFAULT memory that can't
  *	be read; EBUSY memory waits for userfaultfd; EOPNOTSUPP memory is of a FUSE file;
- *	EHWPOISON memory has failed; ENOMEM; else what the target's I/O returned
+ *	EHWPOISON memory has failed; ENOMEM; else what the target's I/O returned, and EIO also
+ *	when memory is a file's that can't be read
  * @error_offset: out, offset in the target's file that @error is about; ~0 when it is about none
  * @pass: out, number of the pass
  *

@@ -241,6 +241,45 @@ keeper_killed() {
 	await 5 no_process kvmsnap-keep
 }
 
+# The caller has no inputs and outputs: the keeper doesn't take its own descriptors for them.
+closed_outputs() {
+	start -m ${mem}M
+	kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 1)" <&- >&- 2>&-
+	kvmsnap verify "$(where 1)"
+	local ticks
+	ticks=$(cut -d' ' -f14 "/proc/$(pgrep -x kvmsnap-keep)/stat")
+	sleep 2
+	# It waits, and does not turn in circles.
+	[ "$(cut -d' ' -f14 "/proc/$(pgrep -x kvmsnap-keep)/stat")" -lt $((ticks + 100)) ]
+	kvmsnap save --incremental --last --qmp "$work/a.qmp" --output "$(where 2)" <&- >&- 2>&-
+	kvmsnap verify "$(where 1)"
+	let_go
+}
+
+# The first save of all fails on the way: the second has nothing to go by.
+first_fails() {
+	local bytes
+	start -m ${mem}M
+	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
+	bytes=$(du -B1 "$dir/one" | cut -f1)
+	rm "$dir/one"
+	sync -f "$dir"
+	fallocate -l $(($(stat -f -c '%a * %S' "$dir") - bytes / 2)) "$dir/filler"
+	! kvmsnap save --incremental --live --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error" || status=1
+	rm "$dir/filler"
+	sync -f "$dir"
+	cat "$work/error"
+	grep -q 'No space left' "$work/error"
+	incremental 1 --live --allow-downtime 60s
+	[ "$(jq -r .content "$work/report.1")" = full ]
+	go_on
+	incremental 2 --live --allow-downtime 60s --last
+	[ "$(jq -r .content "$work/report.2")" = $content ]
+	go_on
+	let_go
+	return ${status:-0}
+}
+
 # Another QEMU has taken the place of one that has died, socket and all: it is none of the guardian's
 # business, who has something left to undo.
 another_qemu() {
@@ -391,6 +430,8 @@ odd_names() {
 		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$name-$n.snap" --checksum --json >"$work/report"
 		[ "$(jq .generation "$work/report")" = $n ]
 		kvmsnap verify "$name-$n.snap" | grep 'all as their checksums say'
+		kvmsnap verify --json "$name-$n.snap" | jq -e .whole
+		kvmsnap list --json "$name-$n.snap" | jq -e '.[0].file | endswith("odd\\xff\u001b-'$n'.snap")'
 	done
 }
 
@@ -579,6 +620,8 @@ tap_case "interrupted in line" interrupted_in_line
 tap_once "the base is kept" base_is_kept
 tap_once "odd names" odd_names
 tap_case "the keeper killed" keeper_killed
+tap_case "closed outputs" closed_outputs
+tap_case "the first save fails" first_fails
 tap_once "a hidden writer plugged in between" hidden_writer_plugged
 tap_once "another QEMU in its place" another_qemu
 [ $content = appended ] && [ -z "${KVMSNAP_CHECKPOINTS:-}" ] ||

@@ -251,6 +251,36 @@ TEST(full_file_system)
 }
 
 /* A device that fails between 8 and 9 MiB. */
+/* Guest memory lies on a device that can't read some of it. */
+TEST(memory_that_cannot_be_read)
+{
+	const char *dm = getenv("KVMSNAP_DM");
+	size_t bytes = 16 * MIB;
+	struct kvmsnap_wait wait;
+	struct setup s;
+	int memory;
+
+	if (!dm)
+		SKIP(return, "no device-mapper device");
+	memory = dm_open(dm);
+	ASSERT_EQ(0, posix_fadvise(memory, 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(0, dm_load(dm, "0 16384 linear $dev 0\\n16384 2048 error\\n"
+				 "18432 $((size - 18432)) linear $dev 18432\\n"));
+	ASSERT_EQ(0, setup_with(&s, mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0), bytes,
+				target_create(bytes), 0));
+	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, PASS_LIMIT, &wait));
+	EXPECT_EQ(EIO, wait.error);
+	EXPECT_EQ(8 * MIB, wait.error_offset);
+	ASSERT_EQ(0, dm_load(dm, DM_LINEAR));
+	/* It is read again when it can be. */
+	ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, bytes));
+	setup_close(&s);
+	close(memory);
+}
+
 TEST(device_error_tells_the_offset)
 {
 	const char *dm = getenv("KVMSNAP_DM");
@@ -342,7 +372,7 @@ FIXTURE(cgroup) {
 
 FIXTURE_SETUP(cgroup)
 {
-	ASSERT_EQ(0, run("echo +io >/sys/fs/cgroup/cgroup.subtree_control && mkdir " CGROUP));
+	ASSERT_EQ(0, run("echo +io +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir " CGROUP));
 }
 
 FIXTURE_TEARDOWN(cgroup)
@@ -366,6 +396,35 @@ TEST_F(cgroup, charged_to_the_opener)
 	ASSERT_EQ(0, save_all(s.session));
 	EXPECT_LE(16 * MIB, cgroup_written());
 	setup_close(&s);
+}
+
+/* Page tables, which a look at memory takes that is mapped and was not used there, are too. */
+TEST_F(cgroup, page_tables)
+{
+	size_t bytes = 256 * MIB, at;
+	unsigned long tables = 0;
+	char line[128];
+	struct setup s;
+	int memory;
+	FILE *f;
+
+	memory = memfd_create("memory", MFD_CLOEXEC);
+	ASSERT_EQ(0, ftruncate(memory, (off_t)bytes));
+	for (at = 0; at < bytes; at += 2 * MIB)
+		ASSERT_EQ(0, fallocate(memory, 0, (off_t)at, PAGE));
+	ASSERT_EQ(0, run("echo %d >" CGROUP "/cgroup.procs", getpid()));
+	ASSERT_EQ(0, setup_with(&s, mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0), bytes,
+				target_create(bytes), 0));
+	ASSERT_EQ(0, run("echo %d >/sys/fs/cgroup/cgroup.procs", getpid()));
+	ASSERT_EQ(0, save_all(s.session));
+	f = fopen(CGROUP "/memory.stat", "r");
+	ASSERT_NE(NULL, f);
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "pagetables %lu", &tables);
+	fclose(f);
+	EXPECT_LE(bytes / (2 * MIB) * PAGE, tables);
+	setup_close(&s);
+	close(memory);
 }
 
 TEST_HARNESS_MAIN

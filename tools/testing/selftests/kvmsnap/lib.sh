@@ -336,7 +336,8 @@ mkfs_mount() {
 	modprobe -q "$1" || true
 	wipefs -qa "$2"
 	case $1 in
-	ext4) mkfs.ext4 -qF "$2" ;;
+	# Nothing is put off until the device may be held.
+	ext4) mkfs.ext4 -qF -E lazy_itable_init=0,lazy_journal_init=0 "$2" ;;
 	xfs) mkfs.xfs -qf "$2" ;;
 	btrfs) mkfs.btrfs -qf "$2" ;;
 	esac || return 1

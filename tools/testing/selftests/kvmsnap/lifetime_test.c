@@ -132,6 +132,54 @@ TEST_F(held, cancel)
 	setup_close(&s);
 }
 
+/* Guest memory is a file's, on a device that doesn't answer, and nothing of it is in memory. */
+TEST_F(held, guest_memory)
+{
+	int memory = open(self->path, O_RDWR | O_CLOEXEC);
+	struct kvmsnap_wait wait;
+	struct setup s;
+	double began;
+	pid_t child;
+	void *mem;
+
+	mem = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	fill_pages(mem, BYTES / PAGE, 5);
+	ASSERT_EQ(0, fsync(memory));
+	/* A fault would read what it is for, and wait for that. */
+	ASSERT_EQ(0, madvise(mem, BYTES, MADV_RANDOM));
+	ASSERT_EQ(0, madvise(mem, BYTES, MADV_DONTNEED));
+	ASSERT_EQ(0, posix_fadvise(memory, 0, 0, POSIX_FADV_DONTNEED));
+	ASSERT_EQ(0, setup_with(&s, mem, BYTES, target_create(BYTES), 0));
+	hold(self->dm);
+	/* Where it fails it would never end. */
+	child = fork();
+	if (!child) {
+		sleep(10 * (unsigned int)slowness());
+		release(self->dm);
+		_exit(0);
+	}
+	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+	usleep(500000);
+	/* The address space can be changed meanwhile, */
+	began = seconds();
+	munmap(map_anonymous(PAGE), PAGE);
+	EXPECT_GT(slowness(), seconds() - began);
+	/* and the pass is not held up. */
+	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, 0, &wait));
+	ASSERT_EQ(0, kvmsnap_cancel(s.session));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * slowness() * SECOND, &wait));
+	EXPECT_EQ(ECANCELED, wait.error);
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	release(self->dm);
+	ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	setup_close(&s);
+	close(memory);
+}
+
 /* A rate beyond all bounds, when writes begin that had to wait: there are more than requests. */
 TEST_F(held, boundless_rate)
 {
