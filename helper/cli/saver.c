@@ -150,15 +150,16 @@ static int clear_bits(struct saver *saver, struct error *err)
 	return ret;
 }
 
-/* A pass; over everything, from now on, if somebody else has switched the ring off. */
+/* A pass; over everything where somebody else has switched the ring off, now or before it was on. */
 static int tracked_pass(struct saver *saver, uint32_t kind, uint32_t flags, const char *what,
 			struct error *err)
 {
 	int ret = ram_pass(&saver->ram, kind, flags, what, err);
 
-	if (ret != -ENODATA || !saver->follow.ring)
+	if (ret != -ENODATA || kind == KVMSNAP_PASS_ALL)
 		return ret;
-	follow_lost(&saver->follow);
+	if (saver->follow.ring)
+		follow_lost(&saver->follow);
 	return ram_pass(&saver->ram, KVMSNAP_PASS_ALL, flags, what, err);
 }
 
