@@ -87,6 +87,8 @@ static int compact(struct checkpoint *c, struct error *err)
 		ret = saver_moved(saver, path, target.fd, err);
 	}
 	target_close(&target);
+	if (!ret)
+		c->compact_at = 2 * c->keep;
 	return ret;
 }
 
@@ -112,13 +114,15 @@ static int tidy(struct checkpoint *c, struct error *err)
 	struct saver *saver = &c->saver;
 	int ret = 0;
 
-	if (!saver->chain.nr)
-		return remove_old(c, c->keep, err);
-	if (saver->chain.nr == 1)
+	/* The first of a file, or each is one. */
+	if (!saver->chain.nr) {
 		c->compact_at = 2 * c->keep;
+		return remove_old(c, c->keep, err);
+	}
 	if (saver->chain.nr >= c->compact_at) {
 		ret = compact(c, err);
-		c->compact_at = ret ? saver->chain.nr + c->keep : 2 * c->keep;
+		if (ret)
+			c->compact_at = saver->chain.nr + c->keep;
 	}
 	/* Those of earlier runs, once this file has enough. */
 	return ret || saver->chain.nr < c->keep ? ret : remove_old(c, 1, err);
