@@ -465,6 +465,29 @@ file_limit() {
 	let_go
 }
 
+# There is no room to compact the file, which grows instead, until there is.
+no_room_to_compact() {
+	local bytes
+	start -m ${mem}M
+	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
+	bytes=$(du -B1 "$dir/one" | cut -f1)
+	rm "$dir/one"
+	sync -f "$dir"
+	fallocate -l $(($(stat -f -c '%f * %S' "$dir") - bytes * 8 / 5)) "$dir/filler"
+	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep 2 --count 5 --json >"$work/report" 2>"$work/error" || status=1
+	cat "$work/error"
+	[ "$(grep -c 'No space left' "$work/error")" = 1 ]
+	[ "$(jq -s '[.[].content]' -c "$work/report")" = '["full","appended","appended","appended","appended"]' ]
+	[ "$(kvmsnap list --json "$dir" | jq -c '[.[].generation]')" = '[1,2,3,4,5]' ]
+	kvmsnap verify "$dir"/*.snap
+	let_go
+	rm "$dir/filler"
+	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep 2 --count 4 --quiet
+	[ "$(kvmsnap list --json "$dir" | jq -c '[.[].generation]')" = '[8,9]' ]
+	let_go
+	return ${status:-0}
+}
+
 # Several that are the first: one process follows the VM, and all are saved.  It keeps nothing of theirs.
 first_at_once() {
 	local n pids=() held
@@ -613,6 +636,7 @@ tap_case "interrupted, then again" failing_between interrupted
 tap_case "disk full, then again" failing_between disk_full
 tap_case "checkpoints under load" checkpoints
 [ $content = clone ] || tap_case "a limit of the file's size" file_limit
+[ $content = clone ] || tap_case "no room to compact" no_room_to_compact
 tap_once "three are the first" first_at_once
 tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
