@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "follow.h"
+#include "cli.h"
 #include "../qemu/softdirty.h"
 
 #include <errno.h>
@@ -34,15 +35,17 @@ static int add_range(void *data, uint64_t start, uint64_t bytes)
 	return 0;
 }
 
-static uint64_t count_pages(const struct ranges *ranges)
+/* Their pages, rather. */
+static int count_range(void *data, uint64_t start, uint64_t bytes)
 {
-	uint64_t bytes = 0;
-	size_t i;
+	int64_t *pages = data;
 
-	for (i = 0; i < ranges->nr; i++)
-		bytes += ranges->range[i].length;
-	return bytes / SNAP_PAGE;
+	(void)start;
+	*pages += (int64_t)(bytes / SNAP_PAGE);
+	return 0;
 }
+
+typedef int found_fn(void *data, uint64_t start, uint64_t bytes);
 
 static int mark(struct follow *follow, const struct ranges *ranges, struct error *err)
 {
@@ -57,7 +60,7 @@ static int mark(struct follow *follow, const struct ranges *ranges, struct error
 }
 
 /* Runs of pages whose bits are set. */
-static int add_bits(struct ranges *ranges, uint64_t hva, const uint8_t *bits, uint64_t pages)
+static int find_bits(uint64_t hva, const uint8_t *bits, uint64_t pages, found_fn *found, void *data)
 {
 	uint64_t i, from;
 	int ret = 0;
@@ -70,13 +73,13 @@ static int add_bits(struct ranges *ranges, uint64_t hva, const uint8_t *bits, ui
 		for (from = i; i < pages && bits[i / 8] & 1 << i % 8; i++)
 			;
 		if (i > from)
-			ret = add_range(ranges, hva + from * SNAP_PAGE, (i - from) * SNAP_PAGE);
+			ret = found(data, hva + from * SNAP_PAGE, (i - from) * SNAP_PAGE);
 	}
 	return ret;
 }
 
 /* What soft-dirty bits tell, or cannot, since they were cleared. */
-static int scan(struct follow *follow, struct ranges *ranges, struct error *err)
+static int scan(struct follow *follow, found_fn *found, void *data, struct error *err)
 {
 	const struct ram *ram = follow->ram;
 	size_t i;
@@ -89,12 +92,11 @@ static int scan(struct follow *follow, struct ranges *ranges, struct error *err)
 		if (ram->blocks[i].region < 0)
 			continue;
 		if (!follow->cleared || !block || !block->soft)
-			ret = add_range(ranges, ram->blocks[i].hva, bytes);
+			ret = found(data, ram->blocks[i].hva, bytes);
 		else
-			ret = softdirty_scan(ram->qemu->pid, ram->blocks[i].hva, bytes, add_range,
-					     ranges, err);
+			ret = softdirty_scan(ram->qemu->pid, ram->blocks[i].hva, bytes, found, data, err);
 		if (!ret && block && block->suspect)
-			ret = add_bits(ranges, ram->blocks[i].hva, block->suspect, bytes / SNAP_PAGE);
+			ret = find_bits(ram->blocks[i].hva, block->suspect, bytes / SNAP_PAGE, found, data);
 	}
 	return ret == -ENOMEM ? error_set(err, ENOMEM, "out of memory") : ret;
 }
@@ -238,11 +240,13 @@ static int read_suspects(struct follow *follow, struct error *err)
 
 static int clear(struct follow *follow, struct error *err)
 {
+	double began = now();
 	int ret = softdirty_clear(follow->ram->qemu->pid, err);
 
 	if (!ret)
 		ret = read_suspects(follow, err);
 	follow->cleared |= !ret;
+	follow->clear_seconds = now() - began;
 	return ret;
 }
 
@@ -250,7 +254,7 @@ int follow_clear(struct follow *follow, struct error *err)
 {
 	struct ranges ranges = { 0 };
 	bool before = follow->cleared;
-	int ret = before ? scan(follow, &ranges, err) : 0;
+	int ret = before ? scan(follow, add_range, &ranges, err) : 0;
 
 	if (!ret)
 		ret = clear(follow, err);
@@ -266,11 +270,9 @@ int follow_clear(struct follow *follow, struct error *err)
 
 int64_t follow_expect(struct follow *follow, struct error *err)
 {
-	struct ranges ranges = { 0 };
-	int ret = scan(follow, &ranges, err);
-	int64_t pages = (int64_t)count_pages(&ranges);
+	int64_t pages = 0;
+	int ret = scan(follow, count_range, &pages, err);
 
-	free(ranges.range);
 	return ret ? ret : pages;
 }
 
@@ -288,7 +290,7 @@ int follow_collect(struct follow *follow, bool on, struct error *err)
 	}
 	if (ret)
 		return error_set(err, -ret, "harvesting the dirty rings: %s", strerror(-ret));
-	ret = scan(follow, &ranges, err);
+	ret = scan(follow, add_range, &ranges, err);
 	if (!ret && on && follow->cleared)
 		ret = clear(follow, err);
 	if (!ret)

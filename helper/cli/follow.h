@@ -29,6 +29,7 @@ struct follow {
 	} *blocks;		/* as in the file; those beyond @nr are new, and all dirty */
 	size_t nr;
 	bool cleared;		/* soft-dirty bits were, once */
+	double clear_seconds;	/* that took, the last time */
 };
 
 /*

@@ -214,6 +214,10 @@ static int wait_pass(struct ram *ram, bool staged, const char *what, struct erro
 		}
 		if (ret != -ETIME && ret != -EINTR)
 			break;
+		if (ram->deadline && now() > ram->deadline) {
+			kvmsnap_cancel(ram->session);
+			return error_set(err, ETIME, "the guest would stay stopped for longer than is allowed");
+		}
 		if (kvmsnap_stats(ram->session, &ram->stats) == 0)
 			progress_show(what, ram->stats.pages_done, ram->stats.pages_total,
 				      ram->stats.bytes_written, began);
@@ -268,7 +272,8 @@ int ram_copy_rest(struct ram *ram, struct error *err)
 
 		if (ram->blocks[i].region >= 0)
 			continue;
-		ram->blocks[i].copy = malloc((size_t)bytes);
+		if (!ram->blocks[i].copy)
+			ram->blocks[i].copy = malloc((size_t)bytes);
 		if (!ram->blocks[i].copy)
 			return error_set(err, ENOMEM, "out of memory");
 		ret = qemu_read_memory(ram->qemu, ram->blocks[i].hva, ram->blocks[i].copy, (size_t)bytes, err);
@@ -276,9 +281,14 @@ int ram_copy_rest(struct ram *ram, struct error *err)
 	return ret;
 }
 
+int ram_settle(struct ram *ram, struct error *err)
+{
+	return ram->staged ? wait_pass(ram, false, "the stage", err) : 0;
+}
+
 int ram_finish(struct ram *ram, bool written, struct error *err)
 {
-	int ret = ram->staged ? wait_pass(ram, false, "the stage", err) : 0;
+	int ret = ram_settle(ram, err);
 	size_t i;
 
 	for (i = 0; i < ram->nr && !ret; i++) {

@@ -27,6 +27,7 @@ struct ram {
 	int session, vm_fd;		/* -1 before ram_open() */
 	struct ram_block *blocks;	/* in the order of the file's */
 	size_t nr;			/* blocks added, as many as the file has */
+	double deadline;	/* when a pass is given up, as now() tells time; 0 for never */
 	uint64_t bandwidth;		/* the most that a pass writes, bytes a second; 0 for no limit */
 	struct kvmsnap_stats first;	/* of the session's first pass, which is over everything */
 	bool any_pass;			/* @first is set */
@@ -60,6 +61,9 @@ int ram_pass(struct ram *ram, uint32_t kind, uint32_t flags, const char *what, s
  * frozen file system, or a busy one.
  */
 int ram_copy_rest(struct ram *ram, struct error *err);
+
+/* Wait for a staged pass, so that there may be another. */
+int ram_settle(struct ram *ram, struct error *err);
 
 /*
  * The VM may run: wait for a staged pass, write what was copied, and take the bitmaps over: of what is in the target, or of

@@ -11,6 +11,7 @@
  *   RAM -> file, by the module; what no memslot maps, by us.  After live passes, and where there
  *   is a generation before: what differs from what the file holds, which all of RAM is compared
  *   for, or what may have been written since (follow.h)
+ *   device state once more, and RAM too, if a device has used its queues meanwhile (queues.h)
  *   resume, unless told otherwise
  *   records, bitmaps, device state -> file; durable; its name
  * A failure removes what was written and leaves the VM as it was found.  Should this process be
@@ -96,15 +97,15 @@ static bool is_staged(const struct saver *saver)
 
 /*
  * How long would the VM stop for another pass?  Where everything is compared, about as long as for
- * the last pass.  Otherwise the part of that which there is to look at, and, unless it is staged,
- * the writing.  Negative when it can't be said.
+ * the last pass.  Otherwise the part of that which there is to look at, the looking at soft-dirty bits, their
+ * clearing if another generation follows, and, unless it is staged, the writing.  Negative when it can't be said.
  */
 static double downtime(struct saver *saver, bool staged, struct error *err)
 {
 	const struct ram *ram = &saver->ram;
 	double bytes = (double)ram->stats.bytes_written, written = (double)ram->first.bytes_written;
 	double content = written / SNAP_PAGE + (double)ram->first.pages_zero, looks;
-	double look = look_seconds(saver);
+	double look = look_seconds(saver), began = now();
 	int64_t expect;
 
 	if (!saver->follow.ring)
@@ -112,12 +113,14 @@ static double downtime(struct saver *saver, bool staged, struct error *err)
 	expect = follow_expect(&saver->follow, err);
 	if (expect < 0)
 		return (double)expect;
+	saver->round.bits = now() - began + (saver->opt->incremental ? saver->follow.clear_seconds : 0);
 	looks = (double)expect + (double)ram->stats.pages_dirty;
 	if (looks > content)
 		looks = content;
 	if (content > 0)
 		looks *= look / content;
 	saver->round.looks = looks;
+	looks += saver->round.bits;
 	return staged || !written ? looks : looks + bytes * saver->first_seconds / written;
 }
 
@@ -223,7 +226,7 @@ static int live_passes(struct saver *saver, struct error *err)
 	tell(saver, KVMSNAP_PHASE_LIVE, 0);
 	ram->bandwidth = opt->bandwidth;
 	for (;;) {
-		before = round->expected;
+		before = round->expected - round->bits;
 		ret = live_pass(saver, err);
 		if (ret)
 			return ret;
@@ -236,9 +239,10 @@ static int live_passes(struct saver *saver, struct error *err)
 			break;
 		/*
 		 * It goes on unless all stops together do not get shorter any more, because the guest
-		 * writes as fast as we do, or the stop before another pass took what that has saved.
+		 * writes as fast as we do, or the stop before another pass took what that has saved.  Bits
+		 * take what they take.
 		 */
-		if (round->passes < 3 || round->expected < before * 0.9)
+		if (round->passes < 3 || round->expected - round->bits < before * 0.9)
 			continue;
 		if (!opt->throttle || !saver->follow.ring || round->throttled)
 			break;
@@ -263,6 +267,16 @@ static int live_passes(struct saver *saver, struct error *err)
 	return 0;
 }
 
+/* All that may have been written since soft-dirty bits were cleared, and differs from what the file holds. */
+static int write_tracked(struct saver *saver, uint32_t how, bool on, const char *what, struct error *err)
+{
+	int ret = follow_collect(&saver->follow, on, err);
+
+	if (ret < 0)
+		return ret;
+	return tracked_pass(saver, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL, how, what, err);
+}
+
 /* All of RAM, or what has changed since the live passes or the last generation; the VM is stopped. */
 static int write_rest(struct saver *saver, struct error *err)
 {
@@ -271,13 +285,11 @@ static int write_rest(struct saver *saver, struct error *err)
 	int ret;
 
 	if (saver->followed) {
-		ret = follow_collect(&saver->follow, saver->opt->incremental, err);
-		if (ret < 0)
-			return ret;
-		ret = tracked_pass(saver, ret ? KVMSNAP_PASS_DIRTY : KVMSNAP_PASS_ALL,
-				   first ? how : how | KVMSNAP_QUEUE_COMPARE, "the rest", err);
+		ret = write_tracked(saver, first ? how : how | KVMSNAP_QUEUE_COMPARE, saver->opt->incremental,
+				    "the rest", err);
 		if (!ret && saver->opt->incremental)
 			ret = follow_begin(&saver->follow, err);
+		saver->round.bits_are_late = saver->opt->incremental && saver->follow.cleared;
 	} else {
 		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, saver->opt->stage ? how : 0, "saving", err);
 	}
@@ -285,6 +297,84 @@ static int write_rest(struct saver *saver, struct error *err)
 		saver->first_seconds = saver->ram.seconds;
 	saver->round.last_looks = first ? 0 : saver->ram.stats.pages_total;
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
+}
+
+/* How often RAM is gone over again, at most.  A stopped guest's queues are full, or empty, before long. */
+#define MAX_PASSES_AGAIN	20
+/* Where all of it is written again. */
+#define MAX_PASSES_WRITTEN	3
+
+/* RAM again, as far as it may have been written meanwhile. */
+static int write_again(struct saver *saver, struct error *err)
+{
+	struct round *round = &saver->round;
+	uint32_t how = saver->opt->stage ? KVMSNAP_QUEUE_STAGE : KVMSNAP_QUEUE_STOPPED;
+	bool hashes = saver->followed || saver->opt->checksum;
+	int ret;
+
+	if (round->passes_again++ == (hashes ? MAX_PASSES_AGAIN : MAX_PASSES_WRITTEN))
+		return error_set(err, EBUSY, "%s goes on writing the memory of the stopped VM: save it again, or without that device",
+				 round->writer);
+	ret = ram_settle(&saver->ram, err);
+	if (ret)
+		return ret;
+	round->last_bytes += saver->ram.stats.bytes_written;
+	if (hashes)
+		how |= KVMSNAP_QUEUE_COMPARE;
+	ret = ram_add_blocks(&saver->ram, err);
+	if (ret)
+		return ret;
+	/* What is written while bits are looked at and cleared they don't tell. */
+	if (saver->followed && !round->bits_are_late)
+		ret = write_tracked(saver, how, false, "again", err);
+	else
+		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, how, "again", err);
+	round->bits_are_late = false;
+	return ret ? ret : ram_copy_rest(&saver->ram, err);
+}
+
+/*
+ * RAM is written: do devices' queues in it belong to their state still?  If not, that is taken again, and RAM, until
+ * they do, for as long as a live VM may be stopped.
+ */
+static int check_queues(struct saver *saver, struct error *err)
+{
+	struct round *round = &saver->round;
+	struct queues queues;
+	const char *used;
+	double began;
+	int ret;
+
+	while (round->queues.nr) {
+		began = now();
+		close(round->devices);
+		round->devices = qemu_device_state(&saver->qemu, err);
+		ret = round->devices < 0 ? round->devices : queues_read(&queues, round->devices, err);
+		if (ret)
+			return ret;
+		round->phases.devices += now() - began;
+		used = queues_used(&round->queues, &queues);
+		if (!used) {
+			queues_free(&queues);
+			/* Those that went before RAM: what saving them writes is in it. */
+			return queues_put_back(&round->queues, round->devices, err);
+		}
+		snprintf(round->writer, sizeof(round->writer), "%s", used);
+		queues_free(&round->queues);
+		round->queues = queues;
+		ret = check_stopped(saver, err);
+		if (ret)
+			return ret;
+		began = now();
+		if (round->stopped_by_us && saver->opt->live)
+			saver->ram.deadline = round->stopped_at + saver->opt->allow_downtime - round->phases.paused;
+		ret = write_again(saver, err);
+		saver->ram.deadline = 0;
+		if (ret)
+			return ret;
+		round->phases.ram += now() - began;
+	}
+	return 0;
 }
 
 static void close_ahead(struct saver *saver)
@@ -648,18 +738,23 @@ static int save_round(struct saver *saver, struct error *err)
 	round->devices = qemu_device_state(&saver->qemu, err);
 	if (round->devices < 0)
 		return round->devices;
+	ret = queues_read(&round->queues, round->devices, err);
+	if (ret)
+		return ret;
 	round->phases.devices = now() - began;
 
 	began = now();
 	ret = ram_add_blocks(&saver->ram, err);
 	if (!ret)
 		ret = write_rest(saver, err);
+	round->phases.ram = now() - began;
+	if (!ret)
+		ret = check_queues(saver, err);
 	if (ret) {
 		/* Nobody has looked whether it was stopped when they were cleared. */
 		saver->follow.cleared = false;
 		return ret;
 	}
-	round->phases.ram = now() - began;
 	ret = check_stopped(saver, err);
 	if (ret)
 		return ret;
@@ -679,7 +774,7 @@ static int save_round(struct saver *saver, struct error *err)
 	if (ret)
 		return ret;
 	round->phases.stage = now() - began;
-	round->last_bytes = saver->ram.stats.bytes_written;
+	round->last_bytes += saver->ram.stats.bytes_written;
 	if (*saver->interrupted)
 		return error_set(err, EINTR, "interrupted");
 	began = now();
@@ -816,6 +911,7 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 	guardian_partial(&saver->guardian, NULL, err);
 	if (round->devices >= 0)
 		close(round->devices);
+	queues_free(&round->queues);
 	return ret;
 }
 
@@ -888,7 +984,7 @@ void saver_report(const struct saver *saver)
 	for (i = 0; i < saver->snap.nr_blocks; i++)
 		ram += saver->snap.blocks[i].length;
 	if (saver->opt->json) {
-		json = json_pack("{s:I, s:s, s:s*, s:I, s:o*, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:s*, s:b, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
+		json = json_pack("{s:I, s:s, s:s*, s:I, s:o*, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:I, s:f, s:I, s:I, s:I, s:I, s:s*, s:s*, s:b, s:b, s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}}",
 				 "generation", (json_int_t)saver->generation,
 				 "content", content_name(round->content), "why", round->why,
 				 "stream", (json_int_t)round->stream,
@@ -907,6 +1003,8 @@ void saver_report(const struct saver *saver)
 				 "paused_written_bytes", (json_int_t)(round->last_bytes - staged),
 				 "staged_bytes", (json_int_t)staged,
 				 "paused_compared_bytes", (json_int_t)(round->last_looks * SNAP_PAGE),
+				 "passes_again", (json_int_t)round->passes_again,
+				 "writer", round->passes_again ? round->writer : NULL,
 				 "tracking", !saver->followed ? NULL : saver->follow.ring ? "ring" : "compare",
 				 "soft_dirty", saver->follow.cleared, "throttled", round->throttled,
 				 "phases", "live", p->live, "clear", p->clear, "stop", p->stop, "devices", p->devices, "ram", p->ram,
@@ -942,6 +1040,9 @@ void saver_report(const struct saver *saver)
 	else if (saver->follow.hidden)
 		printf("all memory was compared at the end: soft-dirty bits don't tell what is written by %s\n",
 		       saver->follow.hidden);
+	if (round->passes_again)
+		printf("memory was gone over %ld more time%s: %s wrote it while the guest was stopped\n",
+		       round->passes_again, round->passes_again == 1 ? "" : "s", round->writer);
 	if (round->throttled)
 		printf("the guest was throttled: each vCPU to %s/s of changes\n",
 		       human_bytes((double)saver->opt->throttle));

@@ -19,6 +19,7 @@
 
 #include "follow.h"
 #include "guardian.h"
+#include "queues.h"
 #include "ram.h"
 #include "target.h"
 #include "../qemu/qemu.h"
@@ -62,11 +63,16 @@ struct round {
 	uint64_t last_looks;		/* pages that the last pass was over */
 	uint64_t last_bytes;		/* written with the VM stopped */
 	double looks;			/* seconds that the last stop will take to look at pages, likewise */
+	double bits;			/* and at soft-dirty bits, and to clear them */
 	double clear_seconds;		/* the last stop to clear soft-dirty bits took; 0 for none yet */
 	double expected;		/* seconds that the last stop will take, as far as is known */
 	double dirty_rate;		/* bytes a second that the guest changed in the last live pass */
 	int64_t time;			/* of the stop, seconds since 1970 */
 	int devices;			/* their state; -1 before */
+	struct queues queues;		/* of that */
+	long passes_again;		/* because a device wrote memory with the VM stopped */
+	char writer[64];		/* which */
+	bool bits_are_late;		/* soft-dirty bits have started with the VM stopped */
 	bool begun;			/* the session's target is this one's */
 	bool stopped_by_us, throttled, committed;
 	double stopped_at;

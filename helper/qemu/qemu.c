@@ -516,18 +516,18 @@ int qemu_open_devices(struct qemu *qemu, struct error *err)
 		return ret;
 	}
 	result = qmp_command(&qemu->qmp, "add-fd", NULL, fd, COMMAND_MS, err);
-	close(fd);
-	if (!result) {
-		close(mem);
-		return -EIO;
-	}
+	ret = result ? 0 : -EIO;
 	fdset = json_integer_value(json_object_get(result, "fdset-id"));
 	json_decref(result);
-	if (fdset < 0 || fdset == LLONG_MAX) {
+	if (!ret && (fdset < 0 || fdset == LLONG_MAX))
+		ret = error_set(err, EPROTO, "QMP: QEMU has a descriptor set %lld", fdset);
+	if (ret) {
+		close(fd);
 		close(mem);
-		return error_set(err, EPROTO, "QMP: QEMU has a descriptor set %lld", fdset);
+		return ret;
 	}
 	qemu->devices = mem;
+	qemu->to_devices = fd;
 	qemu->fdset = fdset + 1;
 	return 0;
 }
@@ -541,6 +541,7 @@ void qemu_close_devices(struct qemu *qemu)
 	json_decref(qmp_command(&qemu->qmp, "remove-fd", json_pack("{s:I}", "fdset-id", (json_int_t)qemu->fdset - 1),
 				-1, COMMAND_MS, &ignored));
 	close(qemu->devices);
+	close(qemu->to_devices);
 	qemu->fdset = 0;
 }
 
@@ -551,6 +552,9 @@ int qemu_device_state(struct qemu *qemu, struct error *err)
 	struct stat st;
 	int fd;
 
+	/* QEMU's descriptor has the offset of ours. */
+	if (lseek(qemu->to_devices, 0, SEEK_SET) < 0 || ftruncate(qemu->to_devices, 0) < 0)
+		return error_set(err, errno, "device state: %s", strerror(errno));
 	/* live=false: the default would inactivate the block devices of a paused VM. */
 	snprintf(path, sizeof(path), "/dev/fdset/%lld", qemu->fdset - 1);
 	result = qmp_command(&qemu->qmp, "xen-save-devices-state",

@@ -27,7 +27,7 @@ struct qemu {
 	char status[32];	/* run state when it was attached */
 	struct qemu_block *blocks;
 	size_t nr_blocks;
-	int devices;		/* of qemu_open_devices(), unless @fdset is 0 */
+	int devices, to_devices; /* of qemu_open_devices(), unless @fdset is 0; the latter is QEMU's too */
 	long long fdset;	/* its number with QEMU, counted from 1 here */
 };
 
@@ -100,10 +100,10 @@ int qemu_list_blocks(struct qemu *qemu, struct error *err);
 int qemu_vm_fd(struct qemu *qemu, struct error *err);
 
 /*
- * The device sections of the migration stream, in a new memory file, whose descriptor is
+ * The device sections of the migration stream, in a memory file, whose descriptor is
  * returned: sections with footers, then QEMU_VM_EOF.  The VM must be stopped.  QEMU is given the file
  * by the first of these, which may come before the stop, and taken it by the last, after it, whatever
- * failed.
+ * failed.  The second may be called again, and replaces what is in the file, which all its descriptors have.
  */
 int qemu_open_devices(struct qemu *qemu, struct error *err);
 int qemu_device_state(struct qemu *qemu, struct error *err);

@@ -74,6 +74,7 @@ exact_each_time() {
 		# shellcheck disable=SC2086
 		incremental "$n" ${how[$((n % 4))]} --checksum $last
 		[ "$(jq .generation "$work/report.$n")" = "$n" ]
+		[ "$(jq .passes_again "$work/report.$n")" = 0 ]
 		if [ "$n" = 1 ]; then
 			[ "$(jq -r .content "$work/report.1")" = full ]
 		else
@@ -279,6 +280,50 @@ first_fails() {
 	go_on
 	let_go
 	return ${status:-0}
+}
+
+# read_port SOCKET: of a virtio-serial port, 32 KiB every 20 ms; each byte is the one before plus 1, as 0 is 250.
+read_port() {
+	exec perl -MSocket -e 'socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!\n";
+		my ($last, $bytes);
+		for (;; select(undef, undef, undef, 0.02)) {
+			sysread(S, $bytes, 32768) or die "the port is closed\n";
+			for (unpack "C*", $bytes) {
+				die "$_ behind $last\n" if defined $last && $_ != ($last + 1) % 251;
+				$last = $_;
+			}
+		}' "$1"
+}
+
+# A virtio-serial port whose reader has had it wait takes from the queue in guest memory when that reads on, also
+# while the VM is stopped: behind the device state that was taken before.
+queue_used() {
+	local n reader port work_args="$work_args port=1" GUEST_MODULES="virtio_pci virtio_console"
+	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
+	start "${port[@]}"
+	read_port "$work/port" &
+	reader=$!
+	sleep 1
+	for n in 0 1 2 3 4; do
+		# shellcheck disable=SC2086
+		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/vm-$n.snap" --checksum --json ${how[$((n % 4))]} >"$work/report.$n"
+		jq -c '[.passes_again, .writer, .paused_seconds]' "$work/report.$n"
+		guest_goes_on a
+	done
+	kvmsnap save --qmp "$work/a.qmp2" --output "$dir/stopped.snap" >"$work/report"
+	cat "$work/report"
+	kill $reader
+	# Not by what it has read.
+	wait $reader || [ $? = 143 ]
+	guest_kill a
+	for n in vm-0 vm-1 vm-2 vm-3 vm-4 stopped; do
+		kvmsnap verify "$dir/$n.snap"
+		restored_goes_on "$dir/$n.snap" plain "${port[@]}"
+	done
+	rm "$dir/stopped.snap"
+	# All of RAM takes long enough for the reader.
+	[ "$(jq .passes_again "$work/report.0")" -gt 0 ]
+	grep -q 'gone over .*virtio-console wrote it' "$work/report"
 }
 
 # Another QEMU has taken the place of one that has died, socket and all: it is none of the guardian's
@@ -649,6 +694,7 @@ tap_case "closed outputs" closed_outputs
 tap_case "the first save fails" first_fails
 tap_once "a hidden writer plugged in between" hidden_writer_plugged
 tap_once "another QEMU in its place" another_qemu
+tap_once "a device's queue used in the pause" queue_used
 [ $content = appended ] && [ -z "${KVMSNAP_CHECKPOINTS:-}" ] ||
 	tap_case "each is exact, q35, 2 vCPUs, a file system under load" files_too "${KVMSNAP_CHECKPOINTS:-4}" -machine q35 -smp 2 -m ${mem}M
 tap_once "no dirty ring" without_ring
