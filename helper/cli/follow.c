@@ -45,8 +45,6 @@ static int count_range(void *data, uint64_t start, uint64_t bytes)
 	return 0;
 }
 
-typedef int found_fn(void *data, uint64_t start, uint64_t bytes);
-
 static int mark(struct follow *follow, const struct ranges *ranges, struct error *err)
 {
 	size_t at, n;
@@ -60,7 +58,7 @@ static int mark(struct follow *follow, const struct ranges *ranges, struct error
 }
 
 /* Runs of pages whose bits are set. */
-static int find_bits(uint64_t hva, const uint8_t *bits, uint64_t pages, found_fn *found, void *data)
+static int find_bits(uint64_t hva, const uint8_t *bits, uint64_t pages, softdirty_found_fn *found, void *data)
 {
 	uint64_t i, from;
 	int ret = 0;
@@ -79,7 +77,7 @@ static int find_bits(uint64_t hva, const uint8_t *bits, uint64_t pages, found_fn
 }
 
 /* What soft-dirty bits tell, or cannot, since they were cleared. */
-static int scan(struct follow *follow, found_fn *found, void *data, struct error *err)
+static int scan(struct follow *follow, softdirty_found_fn *found, void *data, struct error *err)
 {
 	const struct ram *ram = follow->ram;
 	size_t i;

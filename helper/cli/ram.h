@@ -27,7 +27,7 @@ struct ram {
 	int session, vm_fd;		/* -1 before ram_open() */
 	struct ram_block *blocks;	/* in the order of the file's */
 	size_t nr;			/* blocks added, as many as the file has */
-	double deadline;	/* when a pass is given up, as now() tells time; 0 for never */
+	double deadline;		/* when a pass is given up, as now() tells time; 0 for never */
 	uint64_t bandwidth;		/* the most that a pass writes, bytes a second; 0 for no limit */
 	struct kvmsnap_stats first;	/* of the session's first pass, which is over everything */
 	bool any_pass;			/* @first is set */

@@ -289,7 +289,6 @@ static int write_rest(struct saver *saver, struct error *err)
 				    "the rest", err);
 		if (!ret && saver->opt->incremental)
 			ret = follow_begin(&saver->follow, err);
-		saver->round.bits_are_late = saver->opt->incremental && saver->follow.cleared;
 	} else {
 		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, saver->opt->stage ? how : 0, "saving", err);
 	}
@@ -324,13 +323,27 @@ static int write_again(struct saver *saver, struct error *err)
 	ret = ram_add_blocks(&saver->ram, err);
 	if (ret)
 		return ret;
-	/* What is written while bits are looked at and cleared they don't tell. */
-	if (saver->followed && !round->bits_are_late)
+	/* What was written while bits were looked at and cleared for the next generation they don't tell. */
+	if (saver->followed && (!saver->opt->incremental || round->passes_again > 1))
 		ret = write_tracked(saver, how, false, "again", err);
 	else
 		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, how, "again", err);
-	round->bits_are_late = false;
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
+}
+
+/* Device state as it is now, in place of what was taken before. */
+static int take_devices(struct saver *saver, struct queues *queues, struct error *err)
+{
+	struct round *round = &saver->round;
+	double began = now();
+	int ret;
+
+	if (round->devices >= 0)
+		close(round->devices);
+	round->devices = qemu_device_state(&saver->qemu, err);
+	ret = round->devices < 0 ? round->devices : queues_read(queues, round->devices, err);
+	round->phases.devices += now() - began;
+	return ret;
 }
 
 /*
@@ -346,13 +359,9 @@ static int check_queues(struct saver *saver, struct error *err)
 	int ret;
 
 	while (round->queues.nr) {
-		began = now();
-		close(round->devices);
-		round->devices = qemu_device_state(&saver->qemu, err);
-		ret = round->devices < 0 ? round->devices : queues_read(&queues, round->devices, err);
+		ret = take_devices(saver, &queues, err);
 		if (ret)
 			return ret;
-		round->phases.devices += now() - began;
 		used = queues_used(&round->queues, &queues);
 		if (!used) {
 			queues_free(&queues);
@@ -734,14 +743,9 @@ static int save_round(struct saver *saver, struct error *err)
 	round->time = time(NULL);
 	round->phases.stop = now() - (round->stopped_by_us ? round->stopped_at : began);
 
-	began = now();
-	round->devices = qemu_device_state(&saver->qemu, err);
-	if (round->devices < 0)
-		return round->devices;
-	ret = queues_read(&round->queues, round->devices, err);
+	ret = take_devices(saver, &round->queues, err);
 	if (ret)
 		return ret;
-	round->phases.devices = now() - began;
 
 	began = now();
 	ret = ram_add_blocks(&saver->ram, err);

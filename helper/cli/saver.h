@@ -72,7 +72,6 @@ struct round {
 	struct queues queues;		/* of that */
 	long passes_again;		/* because a device wrote memory with the VM stopped */
 	char writer[64];		/* which */
-	bool bits_are_late;		/* soft-dirty bits have started with the VM stopped */
 	bool begun;			/* the session's target is this one's */
 	bool stopped_by_us, throttled, committed;
 	double stopped_at;

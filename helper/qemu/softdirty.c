@@ -56,7 +56,7 @@ int softdirty_clear(pid_t pid, struct error *err)
 /* A run of pages that grows until the next does not follow. */
 struct run {
 	uint64_t start, end;
-	int (*found)(void *data, uint64_t start, uint64_t bytes);
+	softdirty_found_fn *found;
 	void *data;
 };
 
@@ -126,8 +126,7 @@ static int scan_regions(int fd, uint64_t start, uint64_t end, struct run *run)
 }
 #endif
 
-int softdirty_scan(pid_t pid, uint64_t start, uint64_t bytes,
-		   int (*found)(void *data, uint64_t start, uint64_t bytes), void *data,
+int softdirty_scan(pid_t pid, uint64_t start, uint64_t bytes, softdirty_found_fn *found, void *data,
 		   struct error *err)
 {
 	struct run run = { .found = found, .data = data };

@@ -34,12 +34,14 @@ int softdirty_own(pid_t pid);
  */
 int softdirty_clear(pid_t pid, struct error *err);
 
+/* A run of pages.  Not 0 ends the scan. */
+typedef int softdirty_found_fn(void *data, uint64_t start, uint64_t bytes);
+
 /*
  * Call @found for each run of pages in the range that was written since, or may have been.  0, or
  * what @found returned, or a negative errno.
  */
-int softdirty_scan(pid_t pid, uint64_t start, uint64_t bytes,
-		   int (*found)(void *data, uint64_t start, uint64_t bytes), void *data,
+int softdirty_scan(pid_t pid, uint64_t start, uint64_t bytes, softdirty_found_fn *found, void *data,
 		   struct error *err);
 
 #endif

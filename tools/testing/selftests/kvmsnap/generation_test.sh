@@ -257,16 +257,21 @@ closed_outputs() {
 	let_go
 }
 
-# The first save of all fails on the way: the second has nothing to go by.
-first_fails() {
+# leave_room TENTHS: of what a save of guest a takes; $dir/filler takes the rest of the disk.
+leave_room() {
 	local bytes
-	start -m ${mem}M
 	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
 	bytes=$(du -B1 "$dir/one" | cut -f1)
 	rm "$dir/one"
 	sync -f "$dir"
 	# ext4 lets root have what it reserves.
-	fallocate -l $(($(stat -f -c '%f * %S' "$dir") - bytes / 2)) "$dir/filler"
+	fallocate -l $(($(stat -f -c '%f * %S' "$dir") - bytes * $1 / 10)) "$dir/filler"
+}
+
+# The first save of all fails on the way: the second has nothing to go by.
+first_fails() {
+	start -m ${mem}M
+	leave_room 5
 	! kvmsnap save --incremental --live --qmp "$work/a.qmp" --output "$(where 1)" 2>"$work/error" || status=1
 	rm "$dir/filler"
 	sync -f "$dir"
@@ -512,13 +517,8 @@ file_limit() {
 
 # There is no room to compact the file, which grows instead, until there is.
 no_room_to_compact() {
-	local bytes
 	start -m ${mem}M
-	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
-	bytes=$(du -B1 "$dir/one" | cut -f1)
-	rm "$dir/one"
-	sync -f "$dir"
-	fallocate -l $(($(stat -f -c '%f * %S' "$dir") - bytes * 8 / 5)) "$dir/filler"
+	leave_room 16
 	kvmsnap checkpoint --qmp "$work/a.qmp" --dir "$dir" --every 100ms --keep 2 --count 5 --json >"$work/report" 2>"$work/error" || status=1
 	cat "$work/error"
 	[ "$(grep -c 'No space left' "$work/error")" = 1 ]
