@@ -263,9 +263,7 @@ leave_room() {
 	kvmsnap save --qmp "$work/a.qmp" --output "$dir/one" --quiet
 	bytes=$(du -B1 "$dir/one" | cut -f1)
 	rm "$dir/one"
-	sync -f "$dir"
-	# ext4 lets root have what it reserves.
-	fallocate -l $(($(stat -f -c '%f * %S' "$dir") - bytes * $1 / 10)) "$dir/filler"
+	leave_free "$dir" $((bytes * $1 / 10))
 }
 
 # The first save of all fails on the way: the second has nothing to go by.

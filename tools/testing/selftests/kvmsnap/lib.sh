@@ -207,6 +207,15 @@ writes_take() {
 	fi
 }
 
+# leave_free DIR BYTES: $DIR/filler takes the rest of its file system.  What was removed is free once the file system
+# was frozen: xfs frees a file's extents behind the scenes, and a sync does not wait for that.
+leave_free() {
+	fsfreeze -f "$1"
+	fsfreeze -u "$1"
+	# All that root may have: more than others on ext4.
+	fallocate -l $(($(stat -f -c '%f * %S' "$1") - $2)) "$1/filler"
+}
+
 # No process of kvmsnap's follows a VM any more.
 keepers_end() {
 	pkill -x kvmsnap-keep || true

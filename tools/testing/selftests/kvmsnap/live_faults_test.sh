@@ -154,7 +154,7 @@ disk_full() {
 	mkfs.xfs -qf "$dir/small.img"
 	mkdir -p "$small"
 	mount -o loop "$dir/small.img" "$small"
-	fallocate -l $((($(stat -f -c '%a*%S' "$small")) - (12 << 20))) "$small/filler"
+	leave_free "$small" $((12 << 20))
 	# shellcheck disable=SC2086
 	! kvmsnap save $live --qmp "$work/a.qmp" --output "$small/snap" 2>"$work/error" || return 1
 	cat "$work/error"

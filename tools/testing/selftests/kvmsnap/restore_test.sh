@@ -318,7 +318,7 @@ receive_fails() {
 	[ ! -e "$dir/snap.partial" ]
 	guest_goes_on a
 	# No room.
-	fallocate -l $((($(stat -f -c '%a*%S' "$dir")) - (20 << 20))) "$dir/filler"
+	leave_free "$dir" $((20 << 20))
 	migrate
 	migrated a failed || status=1
 	rm -f "$dir/filler"
