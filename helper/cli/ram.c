@@ -216,7 +216,7 @@ static int wait_pass(struct ram *ram, bool staged, const char *what, struct erro
 			break;
 		if (ram->deadline && now() > ram->deadline) {
 			kvmsnap_cancel(ram->session);
-			return error_set(err, ETIME, "the guest would stay stopped for longer than is allowed");
+			return error_set(err, ETIME, "the guest was stopped for longer than is allowed; see whether the disk hangs, or allow more with --allow-downtime");
 		}
 		if (kvmsnap_stats(ram->session, &ram->stats) == 0)
 			progress_show(what, ram->stats.pages_done, ram->stats.pages_total,

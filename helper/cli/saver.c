@@ -348,7 +348,7 @@ static int take_devices(struct saver *saver, struct queues *queues, struct error
 
 /*
  * RAM is written: do devices' queues in it belong to their state still?  If not, that is taken again, and RAM, until
- * they do, for as long as a live VM may be stopped.
+ * they do.
  */
 static int check_queues(struct saver *saver, struct error *err)
 {
@@ -375,10 +375,7 @@ static int check_queues(struct saver *saver, struct error *err)
 		if (ret)
 			return ret;
 		began = now();
-		if (round->stopped_by_us && saver->opt->live)
-			saver->ram.deadline = round->stopped_at + saver->opt->allow_downtime - round->phases.paused;
 		ret = write_again(saver, err);
-		saver->ram.deadline = 0;
 		if (ret)
 			return ret;
 		round->phases.ram += now() - began;
@@ -707,6 +704,9 @@ static int commit(struct saver *saver, struct error *err)
 	return ret;
 }
 
+/* By how many seconds the pause may be longer than allowed: it was thought to be shorter, but a disk may hang. */
+#define OVERDUE			5
+
 /* Everything between opening the target and letting go of it. */
 static int save_round(struct saver *saver, struct error *err)
 {
@@ -748,12 +748,15 @@ static int save_round(struct saver *saver, struct error *err)
 		return ret;
 
 	began = now();
+	if (saver->opt->live && round->stopped_by_us)
+		saver->ram.deadline = round->stopped_at + saver->opt->allow_downtime + OVERDUE - round->phases.paused;
 	ret = ram_add_blocks(&saver->ram, err);
 	if (!ret)
 		ret = write_rest(saver, err);
 	round->phases.ram = now() - began;
 	if (!ret)
 		ret = check_queues(saver, err);
+	saver->ram.deadline = 0;
 	if (ret) {
 		/* Nobody has looked whether it was stopped when they were cleared. */
 		saver->follow.cleared = false;

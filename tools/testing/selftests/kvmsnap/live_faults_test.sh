@@ -177,6 +177,32 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
+session_is() { [ "$(kvmsnap status --json | jq -r '.[0] | "\(.state) \(.pass)"')" = "$1" ]; }
+
+# The disk takes no more when the guest has stopped for the last of it.
+disk_hangs() {
+	local saver
+	begin_failing
+	kvmsnap save --live --bandwidth 40M --max-passes 1 --allow-downtime 20s --qmp "$work/a.qmp" \
+		--output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
+	saver=$!
+	await 10 session_is "running 1"
+	kill -STOP $saver
+	await 10 session_is "idle 1"
+	writes_take 120000
+	kill -CONT $saver
+	await 10 guest_is a paused
+	await 30 guest_is a running
+	# What it has on the way is given to it.
+	writes_take 0
+	! wait $saver || return 1
+	cat "$work/error"
+	grep -q 'stopped for longer than is allowed' "$work/error"
+	guest_goes_on a
+	await 3 not_logging a
+	await 10 module_unused
+}
+
 # Another client has the VM migrated while it is stopped to be saved: it runs elsewhere then, and not here too,
 # whether the helper is there to see it or is killed.
 migrated() {
@@ -242,6 +268,7 @@ tap_case "interrupted in the middle" failing signalled INT
 tap_case "the helper killed in the middle" failing signalled KILL
 tap_case "the disk full" failing disk_full
 tap_case "the disk fails" failing disk_fails
+tap_case "the disk hangs while the guest is stopped" disk_hangs
 tap_case "QMP lost in the middle" failing qmp_lost
 tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
