@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* For limits: the debug kernel is four times as slow. */
+/* For limits: how many times as slow as usual it may be. */
 static inline unsigned int slowness(void)
 {
 	int slow = getenv("KVMSNAP_SLOW") ? atoi(getenv("KVMSNAP_SLOW")) : 1;

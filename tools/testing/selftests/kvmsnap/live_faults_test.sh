@@ -181,15 +181,15 @@ session_is() { [ "$(kvmsnap status --json | jq -r '.[0] | "\(.state) \(.pass)"')
 
 # The disk takes no more when the guest has stopped for the last of it.
 disk_hangs() {
-	local saver
+	local saver slow=${KVMSNAP_SLOW:-1}
 	begin_failing
-	kvmsnap save --live --bandwidth 40M --max-passes 1 --allow-downtime 20s --qmp "$work/a.qmp" \
+	kvmsnap save --live --bandwidth 40M --max-passes 1 --allow-downtime $((20 * slow))s --qmp "$work/a.qmp" \
 		--output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
 	await 10 session_is "running 1"
 	kill -STOP $saver
 	await 10 session_is "idle 1"
-	writes_take 120000
+	writes_take $((120000 * slow))
 	kill -CONT $saver
 	await 10 guest_is a paused
 	await 30 guest_is a running
@@ -207,7 +207,7 @@ disk_hangs() {
 # whether the helper is there to see it or is killed.
 migrated() {
 	local saver
-	writes_take 700
+	writes_take $((700 * ${KVMSNAP_SLOW:-1}))
 	begin_failing
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" 2>"$work/error" &
 	saver=$!
@@ -228,7 +228,7 @@ migrated() {
 # The helper is killed while such a migration is about to end; then it is cancelled, and the guest goes on.
 migration_cancelled() {
 	local saver
-	writes_take 700
+	writes_take $((700 * ${KVMSNAP_SLOW:-1}))
 	begin_failing
 	qmp a '{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"pause-before-switchover","state":true}]}}'
 	kvmsnap save --qmp "$work/a.qmp" --output "/dev/mapper/${KVMSNAP_DM:?}" &

@@ -152,7 +152,7 @@ with_net() {
 with_video() {
 	# The memslots change all the time: everything is compared.  Slow enough for many changes, each of
 	# which takes half a second here: all of the guest's memory is mapped anew.
-	local looks=any live="$live --bandwidth 5M"
+	local looks=any live="$live --bandwidth $((5000 / ${KVMSNAP_SLOW:-1}))K"
 	live_trip "$work_args video=1" nothing -machine pc -vga std -m ${mem}M
 }
 
