@@ -285,18 +285,46 @@ first_fails() {
 	return ${status:-0}
 }
 
-# read_port SOCKET: of a virtio-serial port, 8 KiB every 20 ms, which is less than a guest writes; each byte is the one
-# before plus 1, as 0 is 250.
+# read_port SOCKET FLAG: of a virtio-serial port.  The reader has it wait, says so by FLAG, and on SIGUSR1 reads on
+# for a moment; each byte is the one before plus 1, as 0 is 250.
 read_port() {
-	exec perl -MSocket -e 'socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!\n";
-		my ($last, $bytes);
-		for (;; select(undef, undef, undef, 0.02 * $ARGV[1])) {
-			sysread(S, $bytes, 8192) or die "the port is closed\n";
-			for (unpack "C*", $bytes) {
-				die "$_ behind $last\n" if defined $last && $_ != ($last + 1) % 251;
-				$last = $_;
+	exec perl -MSocket -e 'my ($path, $flag, $slow) = @ARGV;
+		my ($last, $go) = (undef, 0);
+		sub rest { select(undef, undef, undef, $_[0] * $slow) }
+		sub there { my $n = pack "i", 0; ioctl(S, 0x541b, $n) or die "FIONREAD: $!\n"; unpack "i", $n }
+		$SIG{USR1} = sub { $go = 1 };
+		socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($path)) or die "$!\n";
+		for (;; $go = 0) {
+			for (my ($n, $before) = (0, -1); !$go && ($n == 0 || $n != $before); rest(0.2)) {
+				($n, $before) = (there(), $n);
 			}
-		}' "$1" "${KVMSNAP_SLOW:-1}"
+			open(F, ">", $flag) && close(F) or die "$flag: $!\n";
+			rest(0.01) until $go;
+			unlink $flag;
+			for (1 .. 20) {
+				my $bytes = "";
+				there() && (sysread(S, $bytes, 32768) or die "the port is closed\n");
+				for (unpack "C*", $bytes) {
+					die "$_ behind $last\n" if defined $last && $_ != ($last + 1) % 251;
+					$last = $_;
+				}
+				rest(0.01);
+			}
+		}' "$1" "$2" "${KVMSNAP_SLOW:-1}"
+}
+
+session_runs() { kvmsnap status --json | jq -e 'any(.[]; .state == "running")' >/dev/null; }
+
+# save_read READER REPORT ARG...: a save in whose first pass the reader of a port that waits reads on.
+save_read() {
+	local saver reader=$1 report=$2
+	shift 2
+	await 30 [ -e "$work/waits" ]
+	kvmsnap save "$@" >"$report" &
+	saver=$!
+	while [ -d /proc/$saver ] && ! session_runs; do :; done
+	kill -USR1 "$reader"
+	wait $saver
 }
 
 # A virtio-serial port whose reader has had it wait takes from the queue in guest memory when that reads on, also
@@ -305,16 +333,15 @@ queue_used() {
 	local n reader port work_args="$work_args port=1" GUEST_MODULES="virtio_pci virtio_console"
 	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
 	start "${port[@]}"
-	read_port "$work/port" &
+	read_port "$work/port" "$work/waits" &
 	reader=$!
-	sleep 1
 	for n in 0 1 2 3 4; do
 		# shellcheck disable=SC2086
-		kvmsnap save --incremental --qmp "$work/a.qmp" --output "$dir/vm-$n.snap" --checksum --json ${how[$((n % 4))]} >"$work/report.$n"
+		save_read $reader "$work/report.$n" --incremental --qmp "$work/a.qmp" --output "$dir/vm-$n.snap" --checksum --json ${how[$((n % 4))]}
 		jq -c '[.passes_again, .writer, .paused_seconds]' "$work/report.$n"
 		guest_goes_on a
 	done
-	kvmsnap save --qmp "$work/a.qmp2" --output "$dir/stopped.snap" >"$work/report"
+	save_read $reader "$work/report" --qmp "$work/a.qmp2" --output "$dir/stopped.snap"
 	cat "$work/report"
 	kill $reader
 	# Not by what it has read.
@@ -325,7 +352,6 @@ queue_used() {
 		restored_goes_on "$dir/$n.snap" plain "${port[@]}"
 	done
 	rm "$dir/stopped.snap"
-	# All of RAM takes long enough for the reader.
 	[ "$(jq .passes_again "$work/report.0")" -gt 0 ]
 	grep -q 'gone over .*virtio-console wrote it' "$work/report"
 }
