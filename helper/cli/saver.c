@@ -4,7 +4,8 @@
  *   open the target                            nothing is changed yet
  *   live: lay the file out, RAM -> file while the VM runs, until what is left is little.
  *   Where soft-dirty bits help, the VM stops for a moment after the first pass: they are
- *   cleared with no I/O in flight
+ *   cleared with no I/O in flight.  So it does later on, where that pays, and device state
+ *   then tells, as it does at the end, if I/O went on
  *   stop the VM, if it runs                    resume
  *   device state -> memory (its pre_save handlers may still write RAM)
  *   lay the file out, or what is new of it, give it its size
@@ -134,23 +135,53 @@ static int check_stopped(struct saver *saver, struct error *err)
 	return ret;
 }
 
-/* The VM stops for as long as soft-dirty bits take to be cleared. */
+/* Device state as it is now, in place of what was taken before. */
+static int take_devices(struct saver *saver, struct queues *queues, struct error *err)
+{
+	struct round *round = &saver->round;
+	double began = now();
+	int ret;
+
+	if (round->devices >= 0)
+		close(round->devices);
+	round->devices = qemu_device_state(&saver->qemu, err);
+	ret = round->devices < 0 ? round->devices : queues_read(queues, round->devices, err);
+	round->phases.devices += now() - began;
+	return ret;
+}
+
+/*
+ * The VM stops for as long as soft-dirty bits take to be cleared.  They never tell what is written after they were
+ * looked at and before that: 1, and all of RAM is to be compared, if a device has used its queues meanwhile.
+ */
 static int clear_bits(struct saver *saver, struct error *err)
 {
 	struct round *round = &saver->round;
-	double before = round->phases.paused;
+	double paused = round->phases.paused, devices = round->phases.devices;
+	bool looks = saver->follow.cleared, used = false;
+	struct queues queues;
 	int ret = stop(saver, err);
 
+	if (!ret && looks)
+		ret = take_devices(saver, &round->queues, err);
 	if (!ret)
 		ret = follow_clear(&saver->follow, err);
+	if (!ret && round->queues.nr) {
+		ret = take_devices(saver, &queues, err);
+		if (!ret) {
+			used = queues_used(&round->queues, &queues);
+			queues_free(&queues);
+		}
+	}
+	queues_free(&round->queues);
 	if (!ret)
 		ret = check_stopped(saver, err);
 	if (!ret)
 		ret = resume(saver, false, err);
-	round->clear_seconds = round->phases.paused - before;
-	round->phases.clear += round->clear_seconds;
+	round->clear_seconds = round->phases.paused - paused;
+	round->phases.clear += round->clear_seconds - (round->phases.devices - devices);
 	tell(saver, KVMSNAP_PHASE_LIVE, round->expected);
-	return ret;
+	return ret ? ret : used;
 }
 
 /* A pass; over everything where somebody else has switched the ring off, now or before it was on. */
@@ -192,6 +223,7 @@ static int live_pass(struct saver *saver, struct error *err)
 		everything = !saver->follow.cleared;
 		if (everything || clearing_pays(saver)) {
 			ret = clear_bits(saver, err);
+			everything |= ret > 0;
 		} else {
 			ret = follow_collect(&saver->follow, false, err);
 			everything = !ret;
@@ -329,21 +361,6 @@ static int write_again(struct saver *saver, struct error *err)
 	else
 		ret = ram_pass(&saver->ram, KVMSNAP_PASS_ALL, how, "again", err);
 	return ret ? ret : ram_copy_rest(&saver->ram, err);
-}
-
-/* Device state as it is now, in place of what was taken before. */
-static int take_devices(struct saver *saver, struct queues *queues, struct error *err)
-{
-	struct round *round = &saver->round;
-	double began = now();
-	int ret;
-
-	if (round->devices >= 0)
-		close(round->devices);
-	round->devices = qemu_device_state(&saver->qemu, err);
-	ret = round->devices < 0 ? round->devices : queues_read(queues, round->devices, err);
-	round->phases.devices += now() - began;
-	return ret;
 }
 
 /*
@@ -727,16 +744,16 @@ static int save_round(struct saver *saver, struct error *err)
 	if (ret)
 		return ret;
 
+	ret = qemu_open_devices(&saver->qemu, err);
 	began = now();
-	if (saver->opt->live && qemu_is_running(&saver->qemu))
+	if (!ret && saver->opt->live && qemu_is_running(&saver->qemu))
 		ret = live_passes(saver, err);
 	if (ret)
 		return ret;
 	round->phases.live = now() - began;
 
-	ret = qemu_open_devices(&saver->qemu, err);
 	began = now();
-	if (!ret && qemu_is_running(&saver->qemu))
+	if (qemu_is_running(&saver->qemu))
 		ret = stop(saver, err);
 	if (ret)
 		return ret;

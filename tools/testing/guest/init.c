@@ -10,10 +10,10 @@
  * processes that rewrite memory, MIB of it each as write=MIB (8) says, and check what they find
  * there; rest=MS (0) that they sleep after every 16 pages; disk=0|1 read the first disk into memory,
  * past the page cache (0); files=0|1 replace files of the ext4 on it, and check what they hold (0);
- * net=0|1 receive what comes by eth0 (0); port=0|1 write to the first virtio-serial port, as fast as
- * that goes, bytes of which each is the one before plus 1, as 0 is 250 (0); video=0|1 change the video
- * mode and write into the frame buffer again and again (0); online=0|1 use CPUs as they are plugged in
- * (0); symbol=NAME say where it is in the kernel.
+ * net=0|1 receive what comes by eth0 (0); port=KIB write as much to the first virtio-serial port, as
+ * fast as that goes, bytes of which each is the one before plus 1, as 0 is 250 (0); video=0|1 change the
+ * video mode and write into the frame buffer again and again (0); online=0|1 use CPUs as they are
+ * plugged in (0); symbol=NAME say where it is in the kernel.
  *
  * Modules in /modules are loaded first, in the order of their names.
  */
@@ -230,18 +230,18 @@ static void receiver(void)
 }
 
 /* Have the host read memory, whenever it likes. */
-static void port(uint64_t seed)
+static void port(uint64_t seed, uint64_t count)
 {
 	static uint8_t bytes[3000];
 	size_t i, length, done;
+	uint64_t n, sum = 0;
 	uint8_t next = 0;
 	ssize_t wrote;
-	uint64_t n;
 	int fd;
 
 	while ((fd = open("/dev/vport0p1", O_WRONLY)) < 0)
 		usleep(100000);
-	for (n = 0;; n++) {
+	for (n = 0; sum < count; n++) {
 		length = 1 + mix(seed + n) % sizeof(bytes);
 		for (i = 0; i < length; i++) {
 			bytes[i] = next;
@@ -254,7 +254,10 @@ static void port(uint64_t seed)
 				usleep(10000);
 			}
 		}
+		sum += length;
 	}
+	for (;;)
+		pause();
 }
 
 /* Wait for a resource of the VGA device, and map its first @bytes. */
@@ -439,7 +442,7 @@ int main(void)
 	if (arg("net", 0) && fork() == 0)
 		receiver();
 	if (arg("port", 0) && fork() == 0)
-		port(seed);
+		port(seed, arg("port", 0) << 10);
 	if (arg("video", 0) && fork() == 0)
 		video(seed);
 	if (arg("online", 0) && fork() == 0)

@@ -285,34 +285,6 @@ first_fails() {
 	return ${status:-0}
 }
 
-# read_port SOCKET FLAG: of a virtio-serial port.  The reader has it wait, says so by FLAG, and on SIGUSR1 reads on
-# for a moment; each byte is the one before plus 1, as 0 is 250.
-read_port() {
-	exec perl -MSocket -e 'my ($path, $flag, $slow) = @ARGV;
-		my ($last, $go) = (undef, 0);
-		sub rest { select(undef, undef, undef, $_[0] * $slow) }
-		sub there { my $n = pack "i", 0; ioctl(S, 0x541b, $n) or die "FIONREAD: $!\n"; unpack "i", $n }
-		$SIG{USR1} = sub { $go = 1 };
-		socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($path)) or die "$!\n";
-		for (;; $go = 0) {
-			for (my ($n, $before) = (0, -1); !$go && ($n == 0 || $n != $before); rest(0.2)) {
-				($n, $before) = (there(), $n);
-			}
-			open(F, ">", $flag) && close(F) or die "$flag: $!\n";
-			rest(0.01) until $go;
-			unlink $flag;
-			for (1 .. 20) {
-				my $bytes = "";
-				there() && (sysread(S, $bytes, 32768) or die "the port is closed\n");
-				for (unpack "C*", $bytes) {
-					die "$_ behind $last\n" if defined $last && $_ != ($last + 1) % 251;
-					$last = $_;
-				}
-				rest(0.01);
-			}
-		}' "$1" "$2" "${KVMSNAP_SLOW:-1}"
-}
-
 session_runs() { kvmsnap status --json | jq -e 'any(.[]; .state == "running")' >/dev/null; }
 
 # save_read READER REPORT ARG...: a save in whose first pass the reader of a port that waits reads on.
@@ -330,7 +302,7 @@ save_read() {
 # A virtio-serial port whose reader has had it wait takes from the queue in guest memory when that reads on, also
 # while the VM is stopped: behind the device state that was taken before.
 queue_used() {
-	local n reader port work_args="$work_args port=1" GUEST_MODULES="virtio_pci virtio_console"
+	local n reader port work_args="$work_args port=1000000000" GUEST_MODULES="virtio_pci virtio_console"
 	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
 	start "${port[@]}"
 	read_port "$work/port" "$work/waits" &

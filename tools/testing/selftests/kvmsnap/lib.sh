@@ -134,6 +134,8 @@ no_process() { ! pgrep -x "$1" >/dev/null; }
 module_unused() { [ "$(cat /sys/module/kvmsnap/refcnt)" = 0 ]; }
 not_logging() { qmp "$1" '{"execute":"query-vcpu-dirty-limit"}' | grep -q '"return": \[\]'; }
 migration_is() { [[ $(qmp "$1" '{"execute":"query-migrate"}') =~ \"status\":\ \"($2)\" ]]; }
+# session_is "STATE PASS": of the first one.
+session_is() { [ "$(kvmsnap status --json | jq -r '.[0] | "\(.state) \(.pass)"')" = "$1" ]; }
 
 # wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT; where the machine is slow, longer.
 wait_for() {
@@ -319,6 +321,34 @@ restored() {
 restored_goes_on() {
 	restored "$@"
 	guest_kill b
+}
+
+# read_port SOCKET FLAG: of a virtio-serial port.  The reader has it wait, says so by FLAG, and on SIGUSR1 reads on
+# for a moment; each byte is the one before plus 1, as 0 is 250.
+read_port() {
+	exec perl -MSocket -e 'my ($path, $flag, $slow) = @ARGV;
+		my ($last, $go) = (undef, 0);
+		sub rest { select(undef, undef, undef, $_[0] * $slow) }
+		sub there { my $n = pack "i", 0; ioctl(S, 0x541b, $n) or die "FIONREAD: $!\n"; unpack "i", $n }
+		$SIG{USR1} = sub { $go = 1 };
+		socket(S, PF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($path)) or die "$!\n";
+		for (;; $go = 0) {
+			for (my ($n, $before) = (0, -1); !$go && ($n == 0 || $n != $before); rest(0.2)) {
+				($n, $before) = (there(), $n);
+			}
+			open(F, ">", $flag) && close(F) or die "$flag: $!\n";
+			rest(0.01) until $go;
+			unlink $flag;
+			for (1 .. 20) {
+				my $bytes = "";
+				there() && (sysread(S, $bytes, 32768) or die "the port is closed\n");
+				for (unpack "C*", $bytes) {
+					die "$_ behind $last\n" if defined $last && $_ != ($last + 1) % 251;
+					$last = $_;
+				}
+				rest(0.01);
+			}
+		}' "$1" "$2" "${KVMSNAP_SLOW:-1}"
 }
 
 # resident FILE: bytes of it that are in the page cache.

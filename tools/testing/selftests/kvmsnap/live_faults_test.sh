@@ -177,8 +177,6 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
-session_is() { [ "$(kvmsnap status --json | jq -r '.[0] | "\(.state) \(.pass)"')" = "$1" ]; }
-
 # The disk takes no more when the guest has stopped for the last of it.
 disk_hangs() {
 	local saver slow=${KVMSNAP_SLOW:-1}

@@ -202,6 +202,32 @@ with_ksm() {
 	echo 0 >/sys/kernel/mm/ksm/run
 }
 
+# kvmsnap has looked at soft-dirty bits, with the VM stopped, and is about to clear them: the port's reader reads on,
+# all that there is.
+read_on() {
+	await 90 [ -e "$KVMSNAP_HOLD" ]
+	kill -USR1 "$reader"
+	await 5 gone "$work/waits"
+	sleep "${KVMSNAP_SLOW:-1}"
+	rm "$KVMSNAP_HOLD"
+}
+read_on_restored() { :; }
+
+# What a virtio-serial port's device takes from its queue then, bits never tell, and the guest, which has no more to
+# write, does not touch that memory again.
+with_port() {
+	local again=1 reader port work_args="$work_args rest=5 port=200" GUEST_MODULES="virtio_pci virtio_console"
+	local -x KVMSNAP_HOLD=$work/hold KVMSNAP_HOLD_PASS=$((30 * ${KVMSNAP_SLOW:-1}))
+	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
+	kvmsnap() { LD_PRELOAD=$(dirname "$0")/hold_clear.so command kvmsnap "$@"; }
+	guest_again a "$work_args" "${port[@]}"
+	read_port "$work/port" "$work/waits" &
+	reader=$!
+	await 60 [ -e "$work/waits" ]
+	live_trip "$work_args" read_on "${port[@]}"
+	guest_kill a
+}
+
 staged() {
 	local live="$live --stage 64M" again=1
 	live_trip "$work_args" nothing -m ${mem}M
@@ -314,6 +340,7 @@ tap_case "hugetlbfs, 2 MiB" with_hugetlb
 tap_case "video modes" with_video
 tap_case "memory plugged in the middle" with_plugged_memory
 tap_case "a vCPU plugged in the middle" with_plugged_cpu
+tap_case "a device's queue used while bits are cleared" with_port
 tap_case "staged" staged
 tap_case "logging switched off in the middle" with_logging_lost
 tap_case "a limit of the bandwidth" with_bandwidth
