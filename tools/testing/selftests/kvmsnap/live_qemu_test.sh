@@ -214,11 +214,14 @@ read_on() {
 read_on_restored() { :; }
 
 # What a virtio-serial port's device takes from its queue then, bits never tell, and the guest, which has no more to
-# write, does not touch that memory again.
+# write, does not touch that memory again; nor has it a bit in common with what is written, as in a huge page.
 with_port() {
-	local again=1 reader port work_args="$work_args rest=5 port=200" GUEST_MODULES="virtio_pci virtio_console"
+	local again=1 mem=180 reader port thp live="$live --max-passes 3"
+	local work_args="${work_args/write=6/write=20} rest=20 port=200" GUEST_MODULES="virtio_pci virtio_console"
 	local -x KVMSNAP_HOLD=$work/hold KVMSNAP_HOLD_PASS=$((30 * ${KVMSNAP_SLOW:-1}))
 	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
+	thp=$(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/mm/transparent_hugepage/enabled)
+	echo never >/sys/kernel/mm/transparent_hugepage/enabled
 	kvmsnap() { LD_PRELOAD=$(dirname "$0")/hold_clear.so command kvmsnap "$@"; }
 	guest_again a "$work_args" "${port[@]}"
 	read_port "$work/port" "$work/waits" &
@@ -226,6 +229,7 @@ with_port() {
 	await 60 [ -e "$work/waits" ]
 	live_trip "$work_args" read_on "${port[@]}"
 	guest_kill a
+	echo "$thp" >/sys/kernel/mm/transparent_hugepage/enabled
 }
 
 staged() {
