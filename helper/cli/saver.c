@@ -181,6 +181,8 @@ static int clear_bits(struct saver *saver, struct error *err)
 	round->clear_seconds = round->phases.paused - paused;
 	round->phases.clear += round->clear_seconds - (round->phases.devices - devices);
 	tell(saver, KVMSNAP_PHASE_LIVE, round->expected);
+	if (ret)
+		saver->follow.cleared = false;
 	return ret ? ret : used;
 }
 
@@ -234,6 +236,9 @@ static int live_pass(struct saver *saver, struct error *err)
 	snprintf(what, sizeof(what), "pass %ld", ++round->passes);
 	ret = tracked_pass(saver, everything ? KVMSNAP_PASS_ALL : KVMSNAP_PASS_DIRTY,
 			   first ? 0 : KVMSNAP_QUEUE_COMPARE, what, err);
+	/* What was written before they were cleared they don't tell, and it is not all found. */
+	if (ret && everything)
+		saver->follow.cleared = false;
 	if (ret)
 		return ret;
 	if (first)
@@ -256,7 +261,6 @@ static int live_passes(struct saver *saver, struct error *err)
 	int ret;
 
 	tell(saver, KVMSNAP_PHASE_LIVE, 0);
-	ram->bandwidth = opt->bandwidth;
 	for (;;) {
 		before = round->expected - round->bits;
 		ret = live_pass(saver, err);
@@ -284,7 +288,6 @@ static int live_passes(struct saver *saver, struct error *err)
 		round->throttled = true;
 		saver->throttled = true;
 	}
-	ram->bandwidth = 0;
 
 	stage_helps = !is_staged(saver) && downtime(saver, true, err) <= opt->allow_downtime;
 	wanted += round->phases.paused;
@@ -746,8 +749,12 @@ static int save_round(struct saver *saver, struct error *err)
 
 	ret = qemu_open_devices(&saver->qemu, err);
 	began = now();
-	if (!ret && saver->opt->live && qemu_is_running(&saver->qemu))
+	if (!ret && saver->opt->live && qemu_is_running(&saver->qemu)) {
+		saver->ram.bandwidth = saver->opt->bandwidth;
 		ret = live_passes(saver, err);
+		/* Nothing holds up a guest that is stopped. */
+		saver->ram.bandwidth = 0;
+	}
 	if (ret)
 		return ret;
 	round->phases.live = now() - began;

@@ -294,7 +294,8 @@ enum kvmsnap_queue_flags {
  * un-merged.  The pass reads memory as it is then: for an exact image the guest, and
  * everything else that writes its memory, is stopped from QUEUE until the pass is over.
  * With tracking, what is written during the pass is in the dirty set after it.  When the
- * pass fails, so is every page of it that is not in the target.
+ * pass fails, so is every page of it that is not in the target, as far as it has come: what
+ * only a comparison of everything finds, another one is to find.
  *
  * Errors: ENODEV no VM, target or region; ENODATA PASS_DIRTY or COMPARE without the
  * tracking they need, or a memslot under a region doesn't log dirty pages; ESTALE somebody

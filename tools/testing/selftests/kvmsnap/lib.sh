@@ -323,6 +323,15 @@ restored_goes_on() {
 	guest_kill b
 }
 
+# without_thp COMMAND...: memory that is mapped meanwhile has a soft-dirty bit for each 4 KiB.
+without_thp() {
+	local file=/sys/kernel/mm/transparent_hugepage/enabled before
+	before=$(sed 's/.*\[\(.*\)\].*/\1/' $file)
+	echo never >$file
+	"$@"
+	echo "$before" >$file
+}
+
 # read_port SOCKET FLAG: of a virtio-serial port.  The reader has it wait, says so by FLAG, and on SIGUSR1 reads on
 # for a moment; each byte is the one before plus 1, as 0 is 250.
 read_port() {

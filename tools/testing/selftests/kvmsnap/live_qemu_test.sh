@@ -216,12 +216,10 @@ read_on_restored() { :; }
 # What a virtio-serial port's device takes from its queue then, bits never tell, and the guest, which has no more to
 # write, does not touch that memory again; nor has it a bit in common with what is written, as in a huge page.
 with_port() {
-	local again=1 mem=180 reader port thp live="$live --max-passes 3"
+	local again=1 mem=180 reader port live="$live --max-passes 3"
 	local work_args="${work_args/write=6/write=20} rest=20 port=200" GUEST_MODULES="virtio_pci virtio_console"
 	local -x KVMSNAP_HOLD=$work/hold KVMSNAP_HOLD_PASS=$((30 * ${KVMSNAP_SLOW:-1}))
 	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
-	thp=$(sed 's/.*\[\(.*\)\].*/\1/' /sys/kernel/mm/transparent_hugepage/enabled)
-	echo never >/sys/kernel/mm/transparent_hugepage/enabled
 	kvmsnap() { LD_PRELOAD=$(dirname "$0")/hold_clear.so command kvmsnap "$@"; }
 	guest_again a "$work_args" "${port[@]}"
 	read_port "$work/port" "$work/waits" &
@@ -229,7 +227,6 @@ with_port() {
 	await 60 [ -e "$work/waits" ]
 	live_trip "$work_args" read_on "${port[@]}"
 	guest_kill a
-	echo "$thp" >/sys/kernel/mm/transparent_hugepage/enabled
 }
 
 staged() {
@@ -344,7 +341,7 @@ tap_case "hugetlbfs, 2 MiB" with_hugetlb
 tap_case "video modes" with_video
 tap_case "memory plugged in the middle" with_plugged_memory
 tap_case "a vCPU plugged in the middle" with_plugged_cpu
-tap_case "a device's queue used while bits are cleared" with_port
+tap_case "a device's queue used while bits are cleared" without_thp with_port
 tap_case "staged" staged
 tap_case "logging switched off in the middle" with_logging_lost
 tap_case "a limit of the bandwidth" with_bandwidth
