@@ -85,6 +85,9 @@ static int compact(struct checkpoint *c, struct error *err)
 	if (!ret) {
 		unlink(saver->last_path);
 		ret = saver_moved(saver, path, target.fd, err);
+	} else if (target.committed) {
+		/* Its name may not last, and the newest would be looked for in it. */
+		unlink(path);
 	}
 	target_close(&target);
 	if (!ret)

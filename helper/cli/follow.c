@@ -99,13 +99,15 @@ static int scan(struct follow *follow, softdirty_found_fn *found, void *data, st
 	return ret == -ENOMEM ? error_set(err, ENOMEM, "out of memory") : ret;
 }
 
-/* Wait until every memslot logs.  0, or -ENODATA when that does not come about. */
+/* Wait until every memslot logs.  0, -ENODATA when that does not come about, or -EINTR. */
 static int wait_for_logging(struct follow *follow)
 {
 	const struct timespec rest = { .tv_nsec = 20000000 };
 	int i, ret = -ENODATA;
 
-	for (i = 0; i < LOGGING_SECONDS * 50 && ret == -ENODATA && !*follow->ram->interrupted; i++) {
+	for (i = 0; i < LOGGING_SECONDS * 50 && ret == -ENODATA; i++) {
+		if (*follow->ram->interrupted)
+			return -EINTR;
 		ret = kvmsnap_harvest(follow->ram->session, NULL);
 		if (ret == -ENODATA)
 			nanosleep(&rest, NULL);

@@ -100,9 +100,10 @@ static int add_region(struct ram *ram, const struct qemu_block *block, struct er
 				    snap_is_small(block->name, block->used) ? KVMSNAP_REGION_WHOLE : 0);
 
 	ram->blocks[i] = (struct ram_block){ .region = id, .hva = block->hva };
-	ram->nr++;
-	if (id >= 0 || id == -ENXIO)
+	if (id >= 0 || id == -ENXIO) {
+		ram->nr++;
 		return 0;
+	}
 	return error_set(err, -id, "RAM block %s: %s", block->name,
 			 id == -ENOSPC ? "the VM has more blocks than the module takes" : strerror(-id));
 }

@@ -796,6 +796,13 @@ static int save_round(struct saver *saver, struct error *err)
 		if (ret)
 			return ret;
 	}
+	/*
+	 * What came meanwhile QEMU has left out of the device state without a word.  That it is gone now, or
+	 * migrates, is no harm.
+	 */
+	ret = qemu_check_saveable(&saver->qemu, err);
+	if (ret == -EOPNOTSUPP)
+		return ret;
 	if (follow_look(&saver->follow))
 		return error_set(err, EBUSY, "%s was plugged in while the VM was saved; save it again",
 				 saver->follow.hidden);
@@ -974,7 +981,7 @@ int saver_open(struct saver *saver, const struct save_options *opt,
 
 	*saver = (struct saver){
 		.opt = opt, .interrupted = interrupted, .guardian.fd = -1, .qemu.qmp.fd = -1, .last = -1,
-		.ahead = -1,
+		.ahead = -1, .follow.own = -1,
 		.round = { .target.fd = -1, .devices = -1 }, .ram = { .session = -1, .vm_fd = -1 },
 	};
 	ret = qemu_attach(&saver->qemu, opt->qmp, opt->pid, err);

@@ -134,6 +134,13 @@ static int read_machine(struct qemu *qemu, struct error *err)
 	return 0;
 }
 
+int qemu_check_saveable(struct qemu *qemu, struct error *err)
+{
+	int ret = check_migration(qemu, err);
+
+	return ret ? ret : check_devices(qemu, err);
+}
+
 int qemu_look_again(struct qemu *qemu, struct error *err)
 {
 	int ret = read_status(qemu, err);
@@ -142,9 +149,7 @@ int qemu_look_again(struct qemu *qemu, struct error *err)
 	qemu->qmp.changed = false;
 	if (!ret)
 		ret = check_status(qemu, err);
-	if (!ret)
-		ret = check_migration(qemu, err);
-	return ret ? ret : check_devices(qemu, err);
+	return ret ? ret : qemu_check_saveable(qemu, err);
 }
 
 void qemu_drain(struct qemu *qemu)

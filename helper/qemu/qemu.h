@@ -49,7 +49,10 @@ int qemu_load(struct qemu *qemu, const char *uri, unsigned int channels, struct 
 void qemu_quit(struct qemu *qemu);
 void qemu_detach(struct qemu *qemu);
 
-/* The same look at what can't be saved, and at its run state, later on. */
+/* Has the VM anything that can't be saved, or a migration that runs? */
+int qemu_check_saveable(struct qemu *qemu, struct error *err);
+
+/* The same, and a look at its run state, later on. */
 int qemu_look_again(struct qemu *qemu, struct error *err);
 
 /* Read what QEMU has sent unasked, so that it does not pile up there. */

@@ -177,6 +177,22 @@ disk_fails() {
 	grep -q 'Input/output error' "$work/error"
 }
 
+# A device whose state is not saved comes while the guest runs on.
+unsaveable_plugged() {
+	local saver
+	kvmsnap save --live --bandwidth 10M --allow-downtime 60s --qmp "$work/a.qmp" --output "$dir/snap" 2>"$work/error" &
+	saver=$!
+	await 10 session_is "running 1"
+	qmp a '{"execute":"object-add","arguments":{"qom-type":"memory-backend-ram","id":"shm","size":1048576,"share":true}}' \
+		'{"execute":"device_add","arguments":{"driver":"ivshmem-plain","id":"shmem","memdev":"shm","master":"off"}}' |
+		grep -c '"return"' | grep -qx 2
+	! wait $saver || return 1
+	cat "$work/error"
+	grep -q "can't be saved" "$work/error"
+	# The next case wants another guest.
+	rm "$work/a.how"
+}
+
 # The disk takes no more when the guest has stopped for the last of it.
 disk_hangs() {
 	local saver slow=${KVMSNAP_SLOW:-1}
@@ -267,6 +283,7 @@ tap_case "the helper killed in the middle" failing signalled KILL
 tap_case "the disk full" failing disk_full
 tap_case "the disk fails" failing disk_fails
 tap_case "the disk hangs while the guest is stopped" disk_hangs
+tap_case "a device that can't be saved plugged in" failing unsaveable_plugged
 tap_case "QMP lost in the middle" failing qmp_lost
 tap_case "QMP lost while the guest is stopped" failing qmp_lost_stopped
 seed=${KVMSNAP_SEED:-$(($(date +%s) % 32768))}
