@@ -899,6 +899,20 @@ static void close_session(struct saver *saver)
 	saver_forget(saver, NULL);
 }
 
+/*
+ * The module holds the file of a round that has failed until another is named, and the disk is short of what it
+ * takes, perhaps.  But nobody waits for I/O that hangs.
+ */
+static void give_back(struct saver *saver)
+{
+	const struct target *target = &saver->round.target;
+	struct kvmsnap_wait wait;
+
+	if (target->fd >= 0 && target->partial && saver->ram.session >= 0 &&
+	    !kvmsnap_wait(saver->ram.session, 1000000000, &wait) && ftruncate(target->fd, 0) < 0)
+		fprintf(stderr, "kvmsnap: taking back what was written: %s\n", strerror(errno));
+}
+
 static int try_round(struct saver *saver, const char *path, int fd, const char *why, struct error *err)
 {
 	struct round *round = &saver->round;
@@ -945,6 +959,8 @@ static int try_round(struct saver *saver, const char *path, int fd, const char *
 		saver->throttled = false;
 	round->phases.total = now() - began;
 	tell(saver, ret ? KVMSNAP_PHASE_FAILED : KVMSNAP_PHASE_DONE, round->phases.paused);
+	if (ret)
+		give_back(saver);
 	target_close(&round->target);
 	guardian_partial(&saver->guardian, NULL, err);
 	if (round->devices >= 0)

@@ -217,10 +217,14 @@ fill_disk() {
 	dd if=/dev/zero of="$dir/filler.$n" bs=64k status=none || true
 }
 
-# The second one does not fit.
+has_free() { sync -f "$dir" && [ "$(stat -f -c %f "$dir")" -ge "$1" ]; }
+
+# The second one does not fit, and gives back what it has taken.
 no_room() {
-	local status=0
+	local free status=0
+	free=$(stat -f -c %f "$dir")
 	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" || status=1
+	await 10 has_free $((free / 2)) || status=1
 	rm -f "$dir"/filler.*
 	sync -f "$dir"
 	cat "$work/error"
