@@ -737,13 +737,14 @@ static int save_round(struct saver *saver, struct error *err)
 
 	if (*saver->interrupted)
 		return error_set(err, EINTR, "interrupted");
-	round->begun = true;
 	if (round->content != CONTENT_FULL)
 		flags = saver->astray ? KVMSNAP_TARGET_BEFORE : KVMSNAP_TARGET_CURRENT;
-	saver->astray = true;
 	ret = ram_begin(&saver->ram, flags, err);
-	if (!ret)
-		ret = prepare(saver, err);
+	if (ret)
+		return ret;
+	round->begun = true;
+	saver->astray = true;
+	ret = prepare(saver, err);
 	if (ret)
 		return ret;
 

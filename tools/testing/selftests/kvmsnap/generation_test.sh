@@ -217,6 +217,13 @@ fill_disk() {
 	dd if=/dev/zero of="$dir/filler.$n" bs=64k status=none || true
 }
 
+# Whether it can be written to is found out when the module is told of it.
+no_disk() {
+	! kvmsnap save --incremental --qmp "$work/a.qmp" --output "$work/there.snap" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q 'no direct I/O' "$work/error"
+}
+
 has_free() { sync -f "$dir" && [ "$(stat -f -c %f "$dir")" -ge "$1" ]; }
 
 # The second one does not fit, and gives back what it has taken.
@@ -723,6 +730,7 @@ tap_case "each is exact, pc" exact_each_time 4 -m ${mem}M
 tap_once "throttled" throttled_once
 tap_case "interrupted, then again" failing_between interrupted
 tap_case "disk full, then again" failing_between disk_full
+tap_once "nowhere to write to, then again" failing_between no_disk
 tap_case "two in a row fail" without_thp failing_twice
 tap_case "checkpoints under load" checkpoints
 [ $content = clone ] || tap_case "a limit of the file's size" file_limit
