@@ -16,7 +16,7 @@ mem=160
 work_args="fill=24 zero=4 tick=100 writers=2 write=6"
 # The machine is slow, and what is tested here is not how long the pause is, but that
 # passes go on while the guest writes: several, however short.
-live="--live --max-downtime 1us --allow-downtime 60s"
+live="--live --max-downtime 1us --allow-downtime $((60 * ${KVMSNAP_SLOW:-1}))s"
 GUEST_RING=1024
 
 # What was to be looked at with the guest stopped: "some" where bits tell, "all" where they don't,
