@@ -219,6 +219,8 @@ with_port() {
 	local again=1 mem=180 reader port live="$live --max-passes 3"
 	local work_args="${work_args/write=6/write=20} rest=20 port=200" GUEST_MODULES="virtio_pci virtio_console"
 	local -x KVMSNAP_HOLD=$work/hold KVMSNAP_HOLD_PASS=$((30 * ${KVMSNAP_SLOW:-1}))
+	# ASan wants to be the first.
+	local -x ASAN_OPTIONS=${ASAN_OPTIONS:-}:verify_asan_link_order=0
 	port=(-m ${mem}M -device virtio-serial -chardev "socket,id=port,path=$work/port,server=on,wait=off" -device virtserialport,chardev=port)
 	kvmsnap() { LD_PRELOAD=$(dirname "$0")/hold_clear.so command kvmsnap "$@"; }
 	guest_again a "$work_args" "${port[@]}"
