@@ -51,9 +51,7 @@ backend() {	# backend KIND,OPTIONS...: as the machine's RAM
 # With the devices that a guest has when nothing is said.
 GUEST_DEFAULTS='' tap_case "anonymous memory, pc, huge pages" round_trip -m ${mem}M
 tap_case "anonymous memory, q35, 2 vCPUs" round_trip -machine q35 -smp 2 -m ${mem}M
-echo never >/sys/kernel/mm/transparent_hugepage/enabled
-tap_case "anonymous memory in 4 KiB pages" round_trip -m ${mem}M
-echo madvise >/sys/kernel/mm/transparent_hugepage/enabled
+tap_case "anonymous memory in 4 KiB pages" without_thp round_trip -m ${mem}M
 # shellcheck disable=SC2046
 {
 tap_case "memfd, shared" round_trip $(backend memfd,share=on)
