@@ -22,6 +22,7 @@
  * have to fill is an error, and FUSE files are refused.  A busy mmap lock, and a page of
  * a file that is to be read in, are for later: -EAGAIN.
  */
+#include <linux/backing-dev.h>
 #include <linux/fadvise.h>
 #include <linux/file.h>
 #include <linux/hugetlb.h>
@@ -36,8 +37,8 @@
 #include "pages.h"
 #include "region.h"
 
-/* How often reading ahead is asked for a page before a fault is to fetch it. */
-#define KVMSNAP_READ_AHEAD_TRIES	3
+/* How often reading ahead is asked for a page, every 5 ms, before there is no memory for it. */
+#define KVMSNAP_READ_AHEAD_TRIES	1000
 
 /* Drop references on @nr pages that are contiguous from @page on.  Any context. */
 void kvmsnap_pages_put(struct page *page, unsigned long nr)
@@ -223,13 +224,13 @@ static long kvmsnap_pages_get_hugetlb(struct vm_area_struct *vma, unsigned long 
 	return ret;
 }
 
-/* Are pages read from a disk, into the page cache? */
+/* Are pages read from a disk, into the page cache?  Nothing else is read ahead. */
 static bool kvmsnap_mapping_is_read(const struct address_space *mapping)
 {
-	const struct inode *inode = mapping->host;
+	struct inode *inode = mapping->host;
 
 	return (S_ISREG(inode->i_mode) || S_ISBLK(inode->i_mode)) && !IS_DAX(inode) &&
-	       mapping->a_ops->read_folio;
+	       mapping->a_ops->read_folio && inode_to_bdi(inode) != &noop_backing_dev_info;
 }
 
 /*
@@ -285,7 +286,8 @@ void kvmsnap_readin_start(struct kvmsnap_readin *readin)
 		file->f_mapping->a_ops->read_folio(file, folio);
 		folio_put(folio);
 	} else {
-		vfs_fadvise(file, readin->pos, readin->bytes, POSIX_FADV_WILLNEED);
+		/* Not the file's own, which may wait for the inode's lock: a writer's, for long. */
+		generic_fadvise(file, readin->pos, readin->bytes, POSIX_FADV_WILLNEED);
 	}
 	readin->folio = NULL;
 	readin->file = NULL;
@@ -294,9 +296,9 @@ void kvmsnap_readin_start(struct kvmsnap_readin *readin)
 
 /*
  * A fault on what is not in the page cache waits for the disk where nothing is read ahead
- * (MADV_RANDOM, many misses), FOLL_NOWAIT or not.  So there is none, but where asking for it
- * comes to nothing: no memory that is to be had without waiting, or a file system without a
- * disk.
+ * (MADV_RANDOM, many misses), FOLL_NOWAIT or not: so there is none.  Asking for it may come to
+ * nothing, for want of memory that is to be had without waiting, or because the page goes again
+ * before we have seen it.
  */
 static long kvmsnap_pages_get_file(struct vm_area_struct *vma, unsigned long start,
 				   unsigned long end, struct page **pages,
@@ -314,20 +316,22 @@ static long kvmsnap_pages_get_file(struct vm_area_struct *vma, unsigned long sta
 		/* Asked in this turn. */
 		if (readin->file)
 			return -EAGAIN;
+		if (index >= DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
+			return -EFAULT;
 		if (readin->addr != start)
 			*readin = (struct kvmsnap_readin){ .addr = start };
 		/* NULL before 6.3. */
 		folio = filemap_get_folio(mapping, index);
 		if (IS_ERR_OR_NULL(folio))
 			folio = NULL;
-		if (folio ? !folio_test_uptodate(folio) :
-			    readin->asked < KVMSNAP_READ_AHEAD_TRIES) {
+		if (!folio && readin->asked == KVMSNAP_READ_AHEAD_TRIES)
+			return -ENOMEM;
+		if (!folio || !folio_test_uptodate(folio)) {
 			ret = kvmsnap_readin_want(readin, vma, end, folio);
 			goto out;
 		}
 		/* While we have it, it stays. */
-		if (folio)
-			end = min(end, start + ((folio_next_index(folio) - index) << PAGE_SHIFT));
+		end = min(end, start + ((folio_next_index(folio) - index) << PAGE_SHIFT));
 	}
 	ret = kvmsnap_pages_fault(vma, start, end, FOLL_NOWAIT, pages);
 	if (!ret)

@@ -180,6 +180,63 @@ TEST_F(held, guest_memory)
 	close(memory);
 }
 
+/*
+ * The same, and what is read ahead goes again before anybody has seen it: that nothing comes of reading ahead is no
+ * reason to have a fault wait for the device.
+ */
+TEST_F(held, guest_memory_that_is_evicted)
+{
+	int memory = open(self->path, O_RDWR | O_CLOEXEC), round;
+	struct kvmsnap_wait wait;
+	pid_t evictor, child;
+	struct setup s;
+	double began;
+	void *mem;
+
+	mem = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	fill_pages(mem, BYTES / PAGE, 5);
+	ASSERT_EQ(0, fsync(memory));
+	ASSERT_EQ(0, madvise(mem, BYTES, MADV_RANDOM));
+	ASSERT_EQ(0, setup_with(&s, mem, BYTES, target_create(BYTES), 0));
+	evictor = fork();
+	if (!evictor) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		munmap(mem, BYTES);
+		for (;;)
+			posix_fadvise(memory, 0, 0, POSIX_FADV_DONTNEED);
+	}
+	for (round = 0; round < 10; round++) {
+		ASSERT_EQ(0, madvise(mem, BYTES, MADV_DONTNEED));
+		/* Where it fails it would never end; and then there is no fork() either. */
+		child = fork();
+		if (!child) {
+			sleep(5 * slowness());
+			release(self->dm);
+			_exit(0);
+		}
+		ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
+		usleep(200000);
+		hold(self->dm);
+		usleep(50000);
+		began = seconds();
+		munmap(map_anonymous(PAGE), PAGE);
+		EXPECT_GT(slowness(), seconds() - began);
+		kvmsnap_cancel(s.session);
+		ASSERT_EQ(0, kvmsnap_wait(s.session, 4 * slowness() * SECOND, &wait));
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+		release(self->dm);
+		ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
+	}
+	kill(evictor, SIGKILL);
+	waitpid(evictor, NULL, 0);
+	ASSERT_EQ(0, save_all(s.session));
+	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
+	setup_close(&s);
+	close(memory);
+}
+
 /* A rate beyond all bounds, when writes begin that had to wait: there are more than requests. */
 TEST_F(held, boundless_rate)
 {
