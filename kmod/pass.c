@@ -141,6 +141,11 @@ static int kvmsnap_worker_fill(struct kvmsnap_session *session, struct kvmsnap_w
 				pages[i] = KVMSNAP_NOT_IN_PASS;
 		}
 		worker->filled += n;
+		/* A page that is to be read is locked. */
+		if (worker->readin.file) {
+			ret = -EAGAIN;
+			break;
+		}
 	}
 	kthread_unuse_mm(mm);
 	/* The address space may end here: not in our context. */
@@ -312,6 +317,9 @@ static int kvmsnap_worker_chunk(struct kvmsnap_session *session, struct kvmsnap_
 
 	if (READ_ONCE(session->error))
 		return -ECANCELED;
+	/* With nothing in hand: a reference on a guest's page keeps it where it is. */
+	if (!worker->region && kvmsnap_pass_is_ahead(session))
+		return -EAGAIN;
 	if (!worker->region && !kvmsnap_worker_next_chunk(session, worker))
 		return 1;
 

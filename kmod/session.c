@@ -666,22 +666,23 @@ static int kvmsnap_session_check_target(struct kvmsnap_session *session)
 	for (i = 0; i < session->nr_regions && !err; i++) {
 		struct kvmsnap_region *region = session->regions[i];
 
-		u64 bytes = kvmsnap_region_bytes(region);
-		loff_t pos = session->target_offset + region->offset;
-
 		/* None of the three exceeds LLONG_MAX; the sum of the last two does not either. */
-		if (session->target_offset + (region->offset + bytes) > size) {
+		if (session->target_offset + (region->offset + kvmsnap_region_bytes(region)) > size)
 			err = -EFBIG;
-			break;
-		}
-		err = kvmsnap_region_maps_file(mm, region, session->target);
+		else
+			err = kvmsnap_region_maps_file(mm, region, session->target);
 		if (err > 0)
 			err = -EDEADLK;
-		/* What write() would ask; its listeners may answer late, or never. */
-		if (!err)
-			err = rw_verify_area(WRITE, session->target, &pos, bytes);
 	}
 	mmput_async(mm);
+
+	/* What write() would ask; its listeners may answer late, or never. */
+	for (i = 0; i < session->nr_regions && !err; i++) {
+		loff_t pos = session->target_offset + session->regions[i]->offset;
+
+		err = rw_verify_area(WRITE, session->target, &pos,
+				     kvmsnap_region_bytes(session->regions[i]));
+	}
 	return err;
 }
 

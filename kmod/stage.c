@@ -165,7 +165,8 @@ int kvmsnap_stage_send(struct kvmsnap_session *session, struct kvmsnap_worker *w
 		    (!slot || slot->region != req->region ||
 		     slot->page + stage->sent_zeros != req->first_page + req->nr_pages ||
 		     req->nr_pages == KVMSNAP_REQUEST_PAGES)) {
-			int err = kvmsnap_request_submit(req);
+			int err = kvmsnap_pass_is_ahead(session) ? -EAGAIN :
+								   kvmsnap_request_submit(req);
 
 			if (err)
 				return err;

@@ -254,7 +254,7 @@ static void kvmsnap_writer_done(struct work_struct *work)
  *
  * Context: worker of the request's pass, may sleep, no locks.
  * Return: 0 when @req now belongs to the I/O, whose errors go to the session; -EAGAIN when
- * the file system is frozen or the pass writes too fast, and @req is still the caller's.
+ * the file system is frozen, and @req is still the caller's.
  */
 int kvmsnap_request_submit(struct kvmsnap_request *req)
 {
@@ -269,8 +269,6 @@ int kvmsnap_request_submit(struct kvmsnap_request *req)
 	u32 in_flight;
 	long ret;
 
-	if (kvmsnap_pass_is_ahead(session))
-		return -EAGAIN;
 	/*
 	 * kiocb_start_write(), but without waiting: a frozen file system must not pin a
 	 * worker that cancel or close want to end.
@@ -327,7 +325,8 @@ static int kvmsnap_request_alloc_copies(struct kvmsnap_request *req)
 	if (!req->hashes || !req->copies)
 		return -ENOMEM;
 	while (nr < KVMSNAP_REQUEST_PAGES) {
-		gfp_t gfp = GFP_KERNEL_ACCOUNT | (order ? __GFP_NORETRY | __GFP_NOWARN : 0);
+		/* Others are not to be killed for it. */
+		gfp_t gfp = order ? GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN : KVMSNAP_GFP;
 		struct page *page = alloc_pages(gfp, order);
 
 		if (!page) {

@@ -102,6 +102,37 @@ TEST(hugetlbfs)
 	run("echo 0 >/proc/sys/vm/nr_hugepages");
 }
 
+/* While a pass must not write yet, it has no reference on memory either. */
+TEST(a_slow_pass_lets_memory_go)
+{
+	static const char path[] = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+	struct kvmsnap_queue how = { .bytes_per_second = 1 };
+	size_t bytes = 32 * MIB;
+	struct kvmsnap_wait wait;
+	struct setup s;
+	char *mem;
+	int i;
+
+	ASSERT_EQ(0, run("echo 16 >/proc/sys/vm/nr_hugepages"));
+	mem = map_memory(bytes, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_HUGETLB | MAP_SHARED, -1);
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, setup_with(&s, mem, bytes, target_create(bytes), 0));
+	fill_pages(mem, bytes / PAGE, 1);
+	ASSERT_EQ(0, read_number(path));
+	ASSERT_EQ(0, kvmsnap_queue(s.session, &how, NULL));
+	usleep(1000000 * slowness());
+	ASSERT_EQ(mem, mmap(mem, bytes, PROT_NONE, MAP_ANONYMOUS | MAP_PRIVATE | MAP_FIXED, -1, 0));
+	for (i = 0; i < 50 * (int)slowness() && read_number(path) < 16; i++)
+		usleep(100000);
+	EXPECT_EQ(16, read_number(path));
+	EXPECT_EQ(-ETIME, kvmsnap_wait(s.session, 0, &wait));
+	ASSERT_EQ(0, kvmsnap_cancel(s.session));
+	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * slowness() * SECOND, &wait));
+	EXPECT_EQ(ECANCELED, wait.error);
+	setup_close(&s);
+	run("echo 0 >/proc/sys/vm/nr_hugepages");
+}
+
 FIXTURE(file) {
 	size_t bytes;
 	struct setup s;
