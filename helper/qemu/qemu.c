@@ -216,8 +216,8 @@ int qemu_load(struct qemu *qemu, const char *uri, unsigned int channels, struct 
 		return -EIO;
 	json_decref(result);
 	while (ret == -EAGAIN) {
-		/* There is no limit: it may be terabytes. */
-		result = qmp_command(&qemu->qmp, "query-migrate", NULL, -1, COMMAND_MS, err);
+		/* There is no limit: it may be terabytes, and QEMU answers nobody while it reads RAM. */
+		result = qmp_command(&qemu->qmp, "query-migrate", NULL, -1, INT_MAX, err);
 		if (!result)
 			return -EIO;
 		status = json_string_value(json_object_get(result, "status"));

@@ -17,7 +17,7 @@ restored_kill() {
 	guest_kill b
 	guest_kill c
 }
-trap 'restored_kill; guest_kill a; keepers_end' EXIT
+trap 'dmsetup resume $KVMSNAP_DM; restored_kill; guest_kill a; keepers_end' EXIT
 
 mem=160
 work_args="fill=24 zero=4 tick=100 writers=2 write=3 rest=20"
@@ -155,6 +155,25 @@ instant_from_device() {
 	! kvmsnap restore "$dev" --instant -- qemu-system-x86_64 -m ${mem}M 2>"$work/error" || return 1
 	cat "$work/error"
 	grep -q 'device without a record' "$work/error"
+}
+
+# QEMU answers nobody while it reads RAM, however long that takes: here more than half a minute, of a disk that
+# does nothing.  What is read before is cached, as long as somebody has the device open.
+loaded_slowly() {
+	local dev=/dev/mapper/${KVMSNAP_DM:?} resumer
+	begin -m ${mem}M
+	kvmsnap save --qmp "$work/a.qmp" --output "$dev" --stay-stopped
+	exec 9<"$dev"
+	echo 1 >/proc/sys/vm/drop_caches
+	kvmsnap info "$dev"
+	dmsetup suspend "$KVMSNAP_DM"
+	{ sleep 33; dmsetup resume "$KVMSNAP_DM"; } & resumer=$!
+	restore b "$dev" --channels 0 -- -m ${mem}M
+	wait $resumer
+	exec 9<&-
+	same b "$dev"
+	goes_on b
+	ends b
 }
 
 # Each generation of an appended file, and of QEMU's own making: copied, then mapped.
@@ -441,6 +460,7 @@ exported_nodes() {
 tap_case "usage errors" usage_errors
 tap_case "loaded, pc" loaded -m ${mem}M
 tap_case "instant, from a block device" instant_from_device
+tap_case "loaded from a slow disk" loaded_slowly
 tap_case "printed" printed
 tap_case "streams that are cut off" cut_streams
 tap_case "receive fails: the guest runs on" receive_fails
