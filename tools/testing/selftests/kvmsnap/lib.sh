@@ -169,6 +169,21 @@ guest_count() { last_said "$1" "^guest: tick .* $2 ([0-9]+)"; }
 # The number of the last tick.
 last_tick() { last_said "$1" '^guest: tick ([0-9]+) bad '; }
 
+# guest_doings NAME: where its processors are and what QEMU's threads have used, twice, for a stall that is to be
+# explained.
+guest_doings() {
+	local task pid
+	read -r pid <"$work/$1.pid"
+	for _ in 1 2; do
+		hmp "$1" "info status" "info registers -a" "info lapic" |
+			grep -oE '^VM status.*|^RIP=.*|^CR2.*|LVTT\s.*|^(ISR|IRR|PPR).*'
+		for task in "/proc/$pid/task"/*; do
+			echo "$(<"$task/comm"): $(cut -d' ' -f3,14,15 "$task/stat") $(<"$task/wchan")"
+		done
+		sleep 2
+	done
+}
+
 # guest_goes_on NAME: it ticks on, and has found no bad page.
 guest_goes_on() {
 	local from i console tries=$((200 * ${KVMSNAP_SLOW:-1}))
@@ -180,7 +195,8 @@ guest_goes_on() {
 	console "$1"
 	if [ "$i" = "$tries" ]; then
 		echo "guest $1 does not go on after tick ${from:-none}; its console ends:" >&2
-		tail -n 40 "$work/$1.console" >&2
+		tail -n 5 "$work/$1.console" >&2
+		guest_doings "$1" >&2
 		return 1
 	fi
 	if [[ ${console[*]} =~ bad\ [1-9] ]]; then
