@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -235,6 +236,7 @@ int qmp_greet(struct qmp *qmp, int fd, int timeout_ms, struct error *err)
 
 int qmp_connect(struct qmp *qmp, const char *path, struct error *err)
 {
+	const struct timeval limit = { .tv_sec = GREETING_MS / 1000 }, none = { 0 };
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct ucred cred = { 0 };
 	socklen_t len = sizeof(cred);
@@ -248,13 +250,20 @@ int qmp_connect(struct qmp *qmp, const char *path, struct error *err)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return error_set(err, errno, "socket: %s", strerror(errno));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-		ret = error_set(err, errno,
-				"QMP socket %s: %s; start QEMU with -qmp unix:%s,server=on,wait=off",
-				path, strerror(errno), path);
+		/* QEMU takes one at a time, and the kernel holds no more than two others for it. */
+		if (errno == EAGAIN)
+			ret = error_set(err, EBUSY, "QMP socket %s: another client is connected, and others wait; close them",
+					path);
+		else
+			ret = error_set(err, errno,
+					"QMP socket %s: %s; start QEMU with -qmp unix:%s,server=on,wait=off",
+					path, strerror(errno), path);
 		close(fd);
 		return ret;
 	}
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof(none));
 	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
 	ret = qmp_greet(qmp, fd, GREETING_MS, &inner);
 	qmp->peer = cred.pid;
