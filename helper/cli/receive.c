@@ -325,8 +325,10 @@ static int write_rest(struct receive *r, int devices, enum sync sync)
 	for (i = 0; i < r->snap.nr_blocks && !ret; i++)
 		ret = record_add_block(&record, r->snap.blocks[i].name, r->snap.blocks[i].length,
 				       r->snap.blocks[i].pages_offset);
-	if (!ret && !r->target.device) {
-		at = (r->snap.size + SNAP_PAGE - 1) / SNAP_PAGE * SNAP_PAGE;
+	at = snap_round_up(r->snap.size, SNAP_PAGE);
+	if (!ret && r->target.device) {
+		ret = target_clear(&r->target, at, r->err);
+	} else if (!ret) {
 		record.end = (at + RECORD_MAX_TEXT + SNAP_ALIGN) / SNAP_ALIGN * SNAP_ALIGN;
 		ret = record_write(&record, r->target.fd, at, &end, r->err);
 		if (!ret && ftruncate(r->target.fd, (off_t)record.end) < 0)

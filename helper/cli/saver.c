@@ -623,7 +623,6 @@ static int describe(const struct saver *saver, struct record *record, struct err
 /* What goes behind RAM, of a file of its own: records, device state, checksums.  Not yet its magic. */
 static int write_ordinary(struct saver *saver, struct record *record, struct error *err)
 {
-	static const char nothing[SNAP_PAGE];
 	struct round *round = &saver->round;
 	int fd = round->target.fd, ret;
 	uint64_t at, end, room;
@@ -641,9 +640,7 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 			fprintf(stderr, "kvmsnap: %s has no room for checksums: there are none\n",
 				round->output ? round->output : "the device");
 		/* Nor is there an old record, which may be of the same VM. */
-		if (room >= at + sizeof(nothing))
-			ret = snap_pwrite(fd, nothing, sizeof(nothing), at);
-		return ret ? error_set(err, -ret, "clearing an old record: %s", strerror(-ret)) : 0;
+		return target_clear(&round->target, at, err);
 	}
 	if (saver->opt->checksum)
 		ret = write_checksums(saver, record, end, &end, err);
@@ -652,6 +649,9 @@ static int write_ordinary(struct saver *saver, struct record *record, struct err
 		ret = record_write(record, fd, at, &end, err);
 	if (!ret && end > at + RECORD_ROOM)
 		ret = error_set(err, EOVERFLOW, "the VM has too many RAM blocks");
+	/* What was there before may have had others behind it. */
+	if (!ret)
+		ret = target_clear(&round->target, record->end, err);
 	if (!ret && !round->target.device && ftruncate(fd, (off_t)record->end) < 0)
 		ret = error_set(err, errno, "sizing the file: %s", strerror(errno));
 	round->file_bytes = record->end;

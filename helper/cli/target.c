@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include "../snapfile/snapfile.h"
 #include "target.h"
 
 #include <errno.h>
@@ -141,6 +142,10 @@ int target_open(struct target *target, const char *path, int fd, bool force, str
 		return own_content(target, "the descriptor's file", err);
 	}
 
+	/* What has such a name and is not locked is a leftover, and goes. */
+	if (strlen(path) >= strlen(TARGET_PARTIAL) && !strcmp(path + strlen(path) - strlen(TARGET_PARTIAL), TARGET_PARTIAL))
+		return error_set(err, EINVAL, "%s: names in " TARGET_PARTIAL " are of files that are not whole yet; choose another",
+				 path);
 	target->path = strdup(path);
 	if (!target->path)
 		return error_set(err, ENOMEM, "out of memory");
@@ -253,11 +258,15 @@ int target_take(struct target *target, int ahead, uint64_t bytes, struct error *
 
 uint64_t target_room(const struct target *target)
 {
-	uint64_t bytes = 0;
+	return target->device ? snap_file_size(target->fd) : 0;
+}
 
-	if (target->device && ioctl(target->fd, BLKGETSIZE64, &bytes) < 0)
-		return 0;
-	return bytes;
+int target_clear(const struct target *target, uint64_t at, struct error *err)
+{
+	static const char nothing[SNAP_PAGE];
+	int ret = target_room(target) < at + sizeof(nothing) ? 0 : snap_pwrite(target->fd, nothing, sizeof(nothing), at);
+
+	return ret ? error_set(err, -ret, "clearing an old record: %s", strerror(-ret)) : 0;
 }
 
 int target_size(struct target *target, uint64_t bytes, struct error *err)

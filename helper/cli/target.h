@@ -86,6 +86,9 @@ int target_size(struct target *target, uint64_t bytes, struct error *err);
 /* Bytes of a block device; 0 of anything else. */
 uint64_t target_room(const struct target *target);
 
+/* A block device may have at @at, where a record can be, that of what was there before: have none there. */
+int target_clear(const struct target *target, uint64_t at, struct error *err);
+
 /* Make what is written so far durable, as far as @sync says. */
 int target_sync(struct target *target, enum sync sync, struct error *err);
 

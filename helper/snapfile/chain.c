@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #define MAX_GENERATIONS	65536u
 
@@ -65,54 +66,56 @@ static bool is_of_stream(const struct record *record, const struct snapfile *sna
 	return true;
 }
 
-/* Is there for certain no whole record? */
-static bool is_none(int ret)
-{
-	return ret == -ENODATA || ret == -EBADMSG;
-}
-
 /*
- * *torn: there is a record, which is not whole or not the stream's, and so no telling what follows.  QEMU
- * writes no such thing, and truncates files; on a device it may be of a file that was there before.
+ * *torn: there is a record, which is not whole or not the stream's (-EBADMSG), or which can't be read, and so no
+ * telling what follows.  QEMU writes no such thing, and truncates files; on a device it may be of a file that was
+ * there before.
  */
-static int load_first(struct generation *generation, int fd, bool device, bool *torn, struct error *err)
+static int load_first(struct generation *generation, int fd, bool device, int *torn, struct error *err)
 {
 	int ret = snap_parse(&generation->snap, fd, 0, err);
 
 	if (ret)
 		return ret;
 	ret = record_read(&generation->record, fd, snap_round_up(generation->snap.size, SNAP_PAGE), err);
-	if (ret && !is_none(ret))
+	if (ret == -ENOMEM)
 		return ret;
-	*torn = ret == -EBADMSG;
-	/* The stream stands for itself. */
-	if (ret || generation->record.base || generation->record.stream ||
-	    !is_of_stream(&generation->record, &generation->snap)) {
-		*torn |= !ret;
+	if (!ret && (generation->record.base || generation->record.stream ||
+		     !is_of_stream(&generation->record, &generation->snap))) {
 		record_free(&generation->record);
-		ret = make_record(generation);
+		ret = -EBADMSG;
 	}
-	*torn &= !device;
-	return ret ? error_set(err, -ret, "out of memory") : 0;
+	*torn = ret == -ENODATA || (ret == -EBADMSG && device) ? 0 : ret;
+	/* The stream stands for itself. */
+	if (ret && make_record(generation))
+		return error_set(err, ENOMEM, "out of memory");
+	return 0;
 }
 
-/* 1 when there is none at @base any more.  *torn: there is a part of one, or the file ends before it does. */
-static int load_next(struct generation *generation, int fd, uint64_t base, uint64_t size, bool *torn,
-		     struct error *err)
+/*
+ * 1 when there is none at @base any more.  *torn: there is a part of one, or the file ends before it does (-EBADMSG),
+ * or it can't be read: not to be taken for the end, or what is there would be written over.
+ */
+static int load_next(struct generation *generation, int fd, uint64_t base, int *torn, struct error *err)
 {
+	const struct timespec moment = { .tv_nsec = 10000000 };
 	struct record *record = &generation->record;
 	int ret = record_read(record, fd, base, err);
 
-	/* Not to be taken for the end: what is there would be written over. */
-	if (ret && !is_none(ret))
-		return ret;
-	*torn = ret == -EBADMSG;
-	if (ret || record->base != base || record->end > size) {
-		*torn |= !ret;
-		record_free(record);
-		return 1;
+	/* It may just have been on its way into the file. */
+	if (ret == -EBADMSG) {
+		nanosleep(&moment, NULL);
+		ret = record_read(record, fd, base, err);
 	}
-	return 0;
+	if (ret == -ENOMEM)
+		return ret;
+	/* The file has its length before it has the record. */
+	if (!ret && (record->base != base || record->end > snap_file_size(fd))) {
+		record_free(record);
+		ret = -EBADMSG;
+	}
+	*torn = ret == -ENODATA ? 0 : ret;
+	return ret ? 1 : 0;
 }
 
 int generation_load(struct generation *generation, int fd, struct error *err)
@@ -156,7 +159,7 @@ int chain_load(struct chain *chain, int fd, struct error *err)
 		chain->generation = more;
 		more += chain->nr;
 		*more = (struct generation){ 0 };
-		ret = chain->nr ? load_next(more, fd, chain->end, (uint64_t)st.st_size, &chain->torn, err) :
+		ret = chain->nr ? load_next(more, fd, chain->end, &chain->torn, err) :
 				  load_first(more, fd, S_ISBLK(st.st_mode), &chain->torn, err);
 		if (ret > 0)
 			return 0;
@@ -164,7 +167,8 @@ int chain_load(struct chain *chain, int fd, struct error *err)
 		if (ret)
 			break;
 		chain->end = more->record.end;
-		if (chain->nr == MAX_GENERATIONS || chain->torn)
+		/* Nobody appends to what has no record: one that is there was before it on the device. */
+		if (chain->nr == MAX_GENERATIONS || chain->torn || !chain->generation[0].record.generation)
 			return 0;
 	}
 	chain_free(chain);
@@ -188,8 +192,13 @@ int chain_check_end(const struct chain *chain, struct error *err)
 	if (!chain->torn)
 		return 0;
 	if (!chain->generation[0].record.generation)
-		return error_set(err, EBADMSG, "the record of the first generation is damaged: there is no telling whether others follow it; kvmsnap export, or QEMU, can load the first one still");
-	return error_set(err, EBADMSG, "behind generation %llu, at offset %llu, lies a record that is not whole: a generation that was cut off, or damage, with others behind it; truncate -s %llu drops it",
+		return error_set(err, EBADMSG, "the record of the first generation is damaged (%s): there is no telling whether others follow it; kvmsnap export, or QEMU, can load the first one still",
+				 chain->torn == -EBADMSG ? "it is not whole, or another's" : strerror(-chain->torn));
+	if (chain->torn != -EBADMSG)
+		return error_set(err, EBADMSG, "behind generation %llu, at offset %llu, lies what can't be read (%s): the record of a generation, perhaps with others behind it; copy the file from a disk that can",
+				 (unsigned long long)chain->generation[chain->nr - 1].record.generation,
+				 (unsigned long long)chain->end, strerror(-chain->torn));
+	return error_set(err, EBADMSG, "behind generation %llu, at offset %llu, lies a record that is not whole: a generation that was cut off, or damage, with others behind it; truncate -s %llu drops it and them",
 			 (unsigned long long)chain->generation[chain->nr - 1].record.generation,
 			 (unsigned long long)chain->end, (unsigned long long)chain->end);
 }

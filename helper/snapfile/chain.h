@@ -31,7 +31,7 @@ struct chain {
 	struct generation *generation;
 	size_t nr;
 	uint64_t end;			/* behind the last: where the next image begins */
-	bool torn;			/* a generation was cut off, or its record is damaged: the first one's, or the next's */
+	int torn;			/* the first one's record, or the next's, is damaged or cut off (-EBADMSG), or why it can't be read */
 };
 
 /* Find the generations of a file, of ours or of QEMU's.  Only the first one's stream is read. */
@@ -41,7 +41,7 @@ int chain_load(struct chain *chain, int fd, struct error *err);
 int chain_load_last(struct chain *chain, int fd, struct error *err);
 void chain_free(struct chain *chain);
 
-/* -EBADMSG when what lies behind the last generation may be others, of which the first is damaged. */
+/* -EBADMSG when what lies behind the last generation may be others, of which the first is damaged or can't be read. */
 int chain_check_end(const struct chain *chain, struct error *err);
 
 /*

@@ -14,9 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <linux/fs.h>
 #include <unistd.h>
 
 #define MAX_BLOCKS	4096
@@ -270,10 +268,8 @@ static void file_size(struct reader *r)
 
 	if (fstat(r->fd, &st) < 0)
 		return;
-	r->size = (uint64_t)st.st_size;
-	r->occupied = (uint64_t)st.st_blocks * 512;
-	if (S_ISBLK(st.st_mode) && ioctl(r->fd, BLKGETSIZE64, &r->size) == 0)
-		r->occupied = r->size;
+	r->size = snap_file_size(r->fd);
+	r->occupied = S_ISBLK(st.st_mode) ? r->size : (uint64_t)st.st_blocks * 512;
 }
 
 int snap_parse(struct snapfile *snap, int fd, uint64_t offset, struct error *err)

@@ -4,8 +4,11 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MAX_CAPABILITIES 64
@@ -24,6 +27,16 @@ int snap_pread(int fd, void *buf, size_t len, uint64_t offset)
 		len -= (size_t)n;
 	}
 	return 0;
+}
+
+uint64_t snap_file_size(int fd)
+{
+	uint64_t size = 0;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || (S_ISBLK(st.st_mode) && ioctl(fd, BLKGETSIZE64, &size) < 0))
+		return 0;
+	return S_ISBLK(st.st_mode) ? size : (uint64_t)st.st_size;
 }
 
 int reader_open_pipe(struct reader *r, int fd, const volatile sig_atomic_t *interrupted, struct error *err)

@@ -123,4 +123,7 @@ uint64_t snap_pages_present(const struct snap_block *block);
 int snap_pwrite(int fd, const void *buf, size_t len, uint64_t offset);
 int snap_pread(int fd, void *buf, size_t len, uint64_t offset);
 
+/* Bytes of a file or block device; 0 when it does not tell. */
+uint64_t snap_file_size(int fd);
+
 #endif

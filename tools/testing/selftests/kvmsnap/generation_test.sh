@@ -470,6 +470,38 @@ one_damaged() {
 	mv "$dir/good" "$(where 2)"
 }
 
+# A chain of two on a disk that can't read the second one's record: the first one is to be had nevertheless.  Nor does
+# the second live on behind what is saved to that device next.
+bad_sector() {
+	local dev=/dev/mapper/${KVMSNAP_DM:?} disk end at sectors
+	disk=$(disk 1)
+	sectors=$(blockdev --getsz "$disk")
+	start -m ${mem}M
+	incremental 1
+	go_on
+	incremental 2
+	end=$(kvmsnap info --json --generation 1 "$(where 1)" | jq .end)
+	at=$((end / 512))
+	dd if="$(where 2)" of="$dev" bs=1M conv=fsync status=none
+	[ "$(kvmsnap list --json "$dev" | jq -c 'map(.generation)')" = "[1,2]" ]
+	kvmsnap verify "$dev"
+	dm_load "0 $at linear $disk 0
+$at 8 error
+$((at + 8)) $((sectors - at - 8)) linear $disk $((at + 8))"
+	echo 1 >/proc/sys/vm/drop_caches
+	! kvmsnap list --json "$dev" >"$work/list" 2>"$work/error" || return 1
+	cat "$work/error"
+	grep -q "behind generation 1, at offset $end, lies what can't be read (Input/output error)" "$work/error"
+	[ "$(jq -c 'map(.generation)' "$work/list")" = "[1]" ]
+	kvmsnap verify --generation 1 "$dev"
+	kvmsnap info "$dev" 2>"$work/error"
+	grep -q 'the newest one before is taken' "$work/error"
+	dm_load "0 $sectors linear $disk 0"
+	keepers_end
+	kvmsnap save --qmp "$work/a.qmp" --output "$dev" --stay-stopped
+	[ "$(kvmsnap list --json "$dev" | jq length)" = 1 ]
+}
+
 # The record of one in the middle is not whole: those behind it are left alone, and none follows the one before.
 record_lost() {
 	local at n size
@@ -740,6 +772,7 @@ tap_case "a feigned end of device state" feigned_end
 tap_case "damage is found" damaged
 tap_case "interrupted in line" interrupted_in_line
 [ $content = clone ] || tap_case "a record is lost" record_lost
+[ $content = clone ] || tap_case "a record that can't be read" bad_sector
 tap_once "the base is kept" base_is_kept
 tap_once "odd names" odd_names
 tap_case "the keeper killed" keeper_killed
