@@ -40,13 +40,29 @@ struct checkpoint {
 	struct saver saver;
 };
 
-/* Files of ours but the newest @keep go. */
+static int make_durable(const char *path, struct error *err)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), ret = 0;
+
+	if (fd < 0 || fdatasync(fd) < 0)
+		ret = error_set(err, errno, "making %s durable: %s", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+	return ret;
+}
+
+/*
+ * Files of ours but the newest @keep go.  They may have been durable for long: so the oldest that stays is made
+ * so first, whatever --sync says.
+ */
 static int remove_old(const struct checkpoint *c, uint64_t keep, struct error *err)
 {
 	struct folder folder;
 	size_t i;
 	int ret = folder_read(&folder, c->dir, c->name, err);
 
+	if (!ret && folder.nr > keep && c->save.sync == SYNC_NONE)
+		ret = make_durable(folder.file[folder.nr - keep].path, err);
 	for (i = 0; !ret && i + keep < folder.nr; i++)
 		if (unlink(folder.file[i].path) < 0 && errno != ENOENT)
 			ret = error_set(err, errno, "%s: %s", folder.file[i].path, strerror(errno));

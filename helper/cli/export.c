@@ -93,12 +93,11 @@ static int export(struct export *e, struct error *err)
 	struct generation *generation;
 	struct chain chain;
 	struct error inner;
-	int ret, fd = file_load(&chain, e->path, err);
+	int ret, fd = file_find(&chain, e->path, e->generation, &generation, err);
 
 	if (fd < 0)
 		return fd;
-	generation = chain_find(&chain, e->generation, fd, err);
-	ret = generation ? target_open(&target, e->output, -1, e->force, err) : -ENOENT;
+	ret = target_open(&target, e->output, -1, e->force, err);
 	if (!ret && target.device)
 		ret = error_set(err, ENOTBLK, "%s is a block device, whose old contents would show in the gaps: name a file",
 				e->output);

@@ -106,6 +106,25 @@ int file_load(struct chain *chain, const char *path, struct error *err)
 	return load_from(chain, fd, path, err);
 }
 
+int file_find(struct chain *chain, const char *path, uint64_t number, struct generation **generation,
+	      struct error *err)
+{
+	struct error end;
+	int fd = file_load(chain, path, err);
+
+	if (fd < 0)
+		return fd;
+	*generation = chain_find(chain, number, fd, err);
+	if (!*generation) {
+		chain_free(chain);
+		close(fd);
+		return -ENOENT;
+	}
+	if (!number && chain_check_end(chain, &end))
+		fprintf(stderr, "kvmsnap: %s: %s; the newest one before is taken\n", path, end.text);
+	return fd;
+}
+
 void file_incoming(char *uri, size_t size, const char *path, const struct record *record)
 {
 	if (record->stream)
@@ -223,21 +242,18 @@ int cmd_info(int argc, char **argv)
 
 	if (status >= 0)
 		return status;
-	fd = file_load(&chain, args.path, &err);
+	fd = file_find(&chain, args.path, args.generation, &generation, &err);
 	if (fd < 0) {
 		complain(&err);
 		return 1;
 	}
-	generation = chain_find(&chain, args.generation, fd, &err);
-	if (!generation)
-		complain(&err);
-	else if (args.json)
+	if (args.json)
 		print_json(describe(generation));
 	else
 		print_info(&chain, generation);
 	chain_free(&chain);
 	close(fd);
-	return generation ? 0 : 1;
+	return 0;
 }
 
 struct verify {
@@ -462,6 +478,11 @@ static int compact(const struct arguments *args, struct error *err)
 		close(fd);
 		return error_set(err, EBUSY, "%s is being appended to; wait, or have checkpoint compact it (--keep)",
 				 args->path);
+	}
+	/* Nor has a descriptor of it what it held written over. */
+	if (target_lock(fd, TARGET_CONTENT, true) == -EBUSY) {
+		close(fd);
+		return error_set(err, EBUSY, "%s is being written", args->path);
 	}
 	ret = load_from(&chain, fd, args->path, err);
 	if (ret < 0)

@@ -216,24 +216,19 @@ static int copy_out(struct restore *r, struct error *err)
 /* Find the generation, open for QEMU too, and keep others from writing over it. */
 static int open_file(struct restore *r, struct error *err)
 {
-	int ret = file_load(&r->chain, r->path, err);
+	int ret = file_find(&r->chain, r->path, r->number, &r->generation, err);
 
 	if (ret < 0)
 		return ret;
 	r->fd = ret;
-	r->generation = chain_find(&r->chain, r->number, r->fd, err);
-	if (!r->generation)
-		return -ENOENT;
-	if (!r->number && chain_check_end(&r->chain, err))
-		fprintf(stderr, "kvmsnap: %s: %s; the newest one before is taken\n", r->path, err->text);
+	/* QEMU inherits it, and the lock with it. */
+	if (target_lock(r->fd, TARGET_CONTENT, true) == -EBUSY)
+		return error_set(err, EBUSY, "%s is being written", r->path);
 	if (r->instant && (!r->generation->record.generation || r->generation->record.base)) {
 		ret = copy_out(r, err);
 		if (ret)
 			return ret;
 	}
-	/* QEMU inherits it, and the lock with it. */
-	if (target_lock(r->fd, TARGET_CONTENT, true) == -EBUSY)
-		return error_set(err, EBUSY, "%s is being written", r->path);
 	if (fcntl(r->fd, F_SETFD, 0) < 0)
 		return error_set(err, errno, "%s: %s", r->path, strerror(errno));
 	snprintf(r->file, sizeof(r->file), "/proc/self/fd/%d", r->fd);

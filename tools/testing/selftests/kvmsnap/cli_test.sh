@@ -54,6 +54,11 @@ no_qemu() {
 	socat -u "UNIX-CONNECT:$qmp" - >"$work/greeting" & pid=$!
 	await 10 grep -q QMP "$work/greeting"
 	refuses "another client" save --qmp "$qmp" --output "$dir/snap"
+	# That one, and another, are still in QEMU's queue, which has room for no more.
+	socat -u "UNIX-CONNECT:$qmp" - >"$work/greeting" & pid+=" $!"
+	sleep 1
+	refuses "others wait" save --qmp "$qmp" --output "$dir/snap"
+	# shellcheck disable=SC2086
 	kill $pid
 	sleep 1
 	as_before
@@ -71,6 +76,7 @@ wrong_places() {
 	refuses "No such file" save --qmp "$qmp" --output "$dir/no/such/snap"
 	refuses "neither a file nor" save --qmp "$qmp" --output "$dir"
 	refuses "neither a file nor" save --qmp "$qmp" --output /dev/null
+	refuses "names in .partial" save --qmp "$qmp" --output "$dir/snap.partial"
 	refuses "tmpfs" save --qmp "$qmp" --output /dev/shm/snap
 	[ ! -e /dev/shm/snap.partial ]
 	mkdir "$work/lower" "$dir/upper" "$dir/work" "$work/merged"
@@ -162,9 +168,18 @@ descriptor() {
 	[ ! -s "$work/out" ]
 	# Whoever keeps it open need not wait.
 	kvmsnap save --qmp "$qmp" --fd 8 --force --stay-stopped --quiet 8<>"$dir/snap"
-	exec 9>&-
 	same_ram a "$dir/snap"
 	as_before paused
+	# What it is about to write over is not compacted.
+	qmp a '{"execute":"cont"}' >/dev/null
+	kvmsnap save --qmp "$qmp" --fd 9 --force --live --bandwidth 1M --quiet &
+	await 10 session_is "running 1"
+	refuses "is being written" compact "$dir/snap"
+	kill -INT $!
+	wait $! && return 1 || [ $? = 130 ]
+	exec 9>&-
+	as_before
+	qmp a '{"execute":"stop"}' >/dev/null
 	# Paused it was, and paused it stays.
 	kvmsnap save --qmp "$qmp" --output "$dir/snap2"
 	as_before paused
