@@ -293,9 +293,11 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	ssize_t n;
 
 	/* The keeper is elsewhere. */
-	if (output[0] != '/' && !getcwd(cwd, sizeof(cwd)))
-		cwd[0] = 0;
-	if (!ret && (!qmp || strlen(qmp) >= sizeof(request.qmp) || strlen(cwd) + 1 + strlen(output) >= sizeof(request.output) ||
+	if (!ret && output[0] != '/' && !getcwd(cwd, sizeof(cwd)))
+		ret = error_set(&err, errno, "%s: the working directory: %s", output, strerror(errno));
+	if (!ret && (snprintf(request.output, sizeof(request.output), "%s%s%s", cwd, cwd[0] ? "/" : "", output) >=
+			     (int)sizeof(request.output) ||
+		     !qmp || strlen(qmp) >= sizeof(request.qmp) ||
 		     (opt->device && strlen(opt->device) >= sizeof(request.device))))
 		ret = error_set(&err, ENAMETOOLONG, "%s: %s", output, strerror(ENAMETOOLONG));
 	server = ret ? ret : reach(&addr, &err);
@@ -309,7 +311,6 @@ int keeper_save(const struct save_options *opt, const char *output, bool last)
 	request.version = REQUEST_VERSION;
 	request.opt = *opt;
 	request.last = last;
-	snprintf(request.output, sizeof(request.output), "%s%s%s", cwd, cwd[0] ? "/" : "", output);
 	strcpy(request.device, opt->device ? opt->device : "");
 	interrupted = catch_signals();
 	ret = send_request(server, &request);

@@ -77,6 +77,8 @@ wrong_places() {
 	refuses "neither a file nor" save --qmp "$qmp" --output "$dir"
 	refuses "neither a file nor" save --qmp "$qmp" --output /dev/null
 	refuses "names in .partial" save --qmp "$qmp" --output "$dir/snap.partial"
+	mkdir "$dir/gone"
+	(cd "$dir/gone" && rmdir "$dir/gone" && refuses "the working directory" save --incremental --qmp "$qmp" --output snap)
 	refuses "tmpfs" save --qmp "$qmp" --output /dev/shm/snap
 	[ ! -e /dev/shm/snap.partial ]
 	mkdir "$work/lower" "$dir/upper" "$dir/work" "$work/merged"
@@ -439,7 +441,7 @@ events() {
 	follower=$!
 	kvmsnap top --interval 0.05 --count 100 >"$work/top" &
 	topper=$!
-	sleep "${KVMSNAP_SLOW:-1}"
+	await 10 listens $follower
 	kvmsnap save --live --max-downtime 1us --allow-downtime 60s --qmp "$qmp" --output "$dir/snap" --quiet
 	rm "$dir/snap"
 	await 5 grep -q '"event":"closed"' "$work/events"

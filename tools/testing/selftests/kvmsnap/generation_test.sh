@@ -339,18 +339,21 @@ first_fails() {
 	return ${status:-0}
 }
 
-session_runs() { kvmsnap status --json | jq -e 'any(.[]; .state == "running")' >/dev/null; }
-
 # save_read READER REPORT ARG...: a save in whose first pass the reader of a port that waits reads on.
 save_read() {
-	local saver reader=$1 report=$2
+	local saver follower events line='' reader=$1 report=$2
 	shift 2
 	await 30 [ -e "$work/waits" ]
+	exec {events}< <(exec kvmsnap status --follow)
+	follower=$!
+	await 10 listens $follower
 	kvmsnap save "$@" >"$report" &
 	saver=$!
-	while [ -d /proc/$saver ] && ! session_runs; do :; done
+	while [[ $line != *"pass begins"* ]] && read -r -t $((60 * ${KVMSNAP_SLOW:-1})) -u "$events" line; do :; done
 	kill -USR1 "$reader"
 	wait $saver
+	kill $follower
+	exec {events}<&-
 }
 
 # A virtio-serial port whose reader has had it wait takes from the queue in guest memory when that reads on, also

@@ -137,6 +137,9 @@ migration_is() { [[ $(qmp "$1" '{"execute":"query-migrate"}') =~ \"status\":\ \"
 # session_is "STATE PASS": of the first one.
 session_is() { [ "$(kvmsnap status --json | jq -r '.[0] | "\(.state) \(.pass)"')" = "$1" ]; }
 
+# listens PID: to the module's events.
+listens() { awk -v pid="$1" '$2 == 16 && $3 == pid && $4 !~ /^0*$/ { found = 1 } END { exit !found }' /proc/net/netlink; }
+
 # wait_for NAME TEXT SECONDS: until the console of NAME shows TEXT; where the machine is slow, longer.
 wait_for() {
 	local i pid console
