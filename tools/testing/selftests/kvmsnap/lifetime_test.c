@@ -132,6 +132,35 @@ TEST_F(held, cancel)
 	setup_close(&s);
 }
 
+/* Written guest memory of a file: a fault would read the page that it is for alone, and wait for it.  NULL on failure. */
+static void *map_disk(int fd)
+{
+	void *mem = map_memory(BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	if (!mem)
+		return NULL;
+	fill_pages(mem, BYTES / PAGE, 5);
+	return fsync(fd) || madvise(mem, BYTES, MADV_RANDOM) ? NULL : mem;
+}
+
+/* A process that releases the device after a while, when a test that fails would never end. */
+static pid_t release_after(const char *dm, unsigned int seconds)
+{
+	pid_t child = fork();
+
+	if (child)
+		return child;
+	sleep(seconds * slowness());
+	release(dm);
+	_exit(0);
+}
+
+static void end(pid_t child)
+{
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
 /* Guest memory is a file's, on a device that doesn't answer, and nothing of it is in memory. */
 TEST_F(held, guest_memory)
 {
@@ -140,25 +169,14 @@ TEST_F(held, guest_memory)
 	struct setup s;
 	double began;
 	pid_t child;
-	void *mem;
+	void *mem = map_disk(memory);
 
-	mem = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-	ASSERT_NE(MAP_FAILED, mem);
-	fill_pages(mem, BYTES / PAGE, 5);
-	ASSERT_EQ(0, fsync(memory));
-	/* A fault would read what it is for, and wait for that. */
-	ASSERT_EQ(0, madvise(mem, BYTES, MADV_RANDOM));
+	ASSERT_NE(NULL, mem);
 	ASSERT_EQ(0, madvise(mem, BYTES, MADV_DONTNEED));
 	ASSERT_EQ(0, posix_fadvise(memory, 0, 0, POSIX_FADV_DONTNEED));
 	ASSERT_EQ(0, setup_with(&s, mem, BYTES, target_create(BYTES), 0));
 	hold(self->dm);
-	/* Where it fails it would never end. */
-	child = fork();
-	if (!child) {
-		sleep(10 * (unsigned int)slowness());
-		release(self->dm);
-		_exit(0);
-	}
+	child = release_after(self->dm, 10);
 	ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
 	usleep(500000);
 	/* The address space can be changed meanwhile, */
@@ -170,8 +188,7 @@ TEST_F(held, guest_memory)
 	ASSERT_EQ(0, kvmsnap_cancel(s.session));
 	ASSERT_EQ(0, kvmsnap_wait(s.session, 10 * slowness() * SECOND, &wait));
 	EXPECT_EQ(ECANCELED, wait.error);
-	kill(child, SIGKILL);
-	waitpid(child, NULL, 0);
+	end(child);
 	release(self->dm);
 	ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
 	ASSERT_EQ(0, save_all(s.session));
@@ -191,13 +208,9 @@ TEST_F(held, guest_memory_that_is_evicted)
 	pid_t evictor, child;
 	struct setup s;
 	double began;
-	void *mem;
+	void *mem = map_disk(memory);
 
-	mem = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
-	ASSERT_NE(MAP_FAILED, mem);
-	fill_pages(mem, BYTES / PAGE, 5);
-	ASSERT_EQ(0, fsync(memory));
-	ASSERT_EQ(0, madvise(mem, BYTES, MADV_RANDOM));
+	ASSERT_NE(NULL, mem);
 	ASSERT_EQ(0, setup_with(&s, mem, BYTES, target_create(BYTES), 0));
 	evictor = fork();
 	if (!evictor) {
@@ -208,13 +221,8 @@ TEST_F(held, guest_memory_that_is_evicted)
 	}
 	for (round = 0; round < 10; round++) {
 		ASSERT_EQ(0, madvise(mem, BYTES, MADV_DONTNEED));
-		/* Where it fails it would never end; and then there is no fork() either. */
-		child = fork();
-		if (!child) {
-			sleep(5 * slowness());
-			release(self->dm);
-			_exit(0);
-		}
+		/* Before it is held: where this fails there is no fork() then. */
+		child = release_after(self->dm, 5);
 		ASSERT_EQ(0, kvmsnap_queue_all(s.session, NULL));
 		usleep(200000);
 		hold(self->dm);
@@ -224,13 +232,11 @@ TEST_F(held, guest_memory_that_is_evicted)
 		EXPECT_GT(slowness(), seconds() - began);
 		kvmsnap_cancel(s.session);
 		ASSERT_EQ(0, kvmsnap_wait(s.session, 4 * slowness() * SECOND, &wait));
-		kill(child, SIGKILL);
-		waitpid(child, NULL, 0);
+		end(child);
 		release(self->dm);
 		ASSERT_EQ(0, kvmsnap_set_target(s.session, s.target));
 	}
-	kill(evictor, SIGKILL);
-	waitpid(evictor, NULL, 0);
+	end(evictor);
 	ASSERT_EQ(0, save_all(s.session));
 	EXPECT_TRUE(same_as_file(s.target, 0, s.mem, BYTES));
 	setup_close(&s);
