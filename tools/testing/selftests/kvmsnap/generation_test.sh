@@ -189,8 +189,8 @@ failing_between() {
 	incremental 3
 	[ "$(jq -r .content "$work/report.3")" = $content ]
 	jq -e --slurpfile first "$work/report.1" '.written_bytes < $first[0].written_bytes / 3' "$work/report.3"
-	# Nor does it keep to the bandwidth of the one that was interrupted.
-	jq -e '.bytes_per_second > 300000' "$work/report.3"
+	# Nor does it keep to the bandwidth of the one that was interrupted.  First it compares, which a debug kernel is slow at.
+	jq -e '.bytes_per_second > 30000' "$work/report.3"
 	go_on
 	kvmsnap verify "$(where 3)"
 	rest
@@ -199,7 +199,7 @@ failing_between() {
 }
 
 interrupted() {
-	kvmsnap save --incremental --live --bandwidth 100K --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
+	kvmsnap save --incremental --live --bandwidth 10K --qmp "$work/a.qmp" --output "$(where 2)" 2>"$work/error" &
 	sleep "${KVMSNAP_SLOW:-1}"
 	kill -INT $!
 	! wait $! || return 1
