@@ -153,6 +153,7 @@ wait_for() {
 	done
 	echo "guest $1 did not print '$2':" >&2
 	tail -n 5 "$work/$1.console" "$work/$1.log" >&2
+	! kill -0 "$pid" 2>/dev/null || guest_doings "$1" >&2
 	return 1
 }
 

@@ -173,7 +173,7 @@ plug_cpu_restored() {
 
 with_plugged_cpu() {
 	# Slow enough for the guest to see it meanwhile.
-	local looks=any live="$live --bandwidth 10M"
+	local looks=any live="$live --bandwidth $((10000 / ${KVMSNAP_SLOW:-1}))K"
 	live_trip "$work_args online=1" plug_cpu -machine pc -smp 1,sockets=2,maxcpus=2 -m ${mem}M
 }
 
